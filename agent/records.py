@@ -1,0 +1,250 @@
+"""The frozen records that everything else passes around; their invariants are checked when they are made.
+
+They are msgspec structs: one declaration gives the type, the JSON form in the journal and its validation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+Scalar = bool | int | float | str | None
+Value = Scalar | list[Scalar]
+Stage = Literal["propose", "check", "mini-run", "train", "bench", "accept"]
+STAGES: tuple[Stage, ...] = ("propose", "check", "mini-run", "train", "bench", "accept")
+FailureKind = Literal[
+    "proposal", "check", "data", "mini-run", "train:oom", "train:timeout", "train:exit", "bench", "judge"
+]
+Split = Literal["search", "test"]
+Verdict = Literal["better", "tie", "worse", "unscored", "undecidable"]
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the proposer's language model consumed.
+
+    `cost` is in US dollars; None means that the model's price is not known.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        unknown = self.cost is None or other.cost is None
+        return Usage(
+            calls=self.calls + other.calls,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cost=None if unknown else (self.cost or 0.0) + (other.cost or 0.0),
+        )
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What defines a training: LLaMA-Factory keys that a proposal may set, and the harness's seed."""
+
+    train: dict[str, Value]
+    seed: int = 42
+
+
+class Proposal(msgspec.Struct, frozen=True, kw_only=True):
+    """What to try next, why, and who says so (`author`: "tpe", "llm:gpt-4", ...)."""
+
+    hypothesis: str
+    change: str  # in a few words: what differs from the parent
+    recipe: Recipe
+    author: str
+    reason: str = ""
+    expected: str = ""
+    parent: int | None = None
+    usage: Usage = Usage()
+
+
+class FileRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is too big for the journal, held there by its content."""
+
+    path: str
+    sha256: str
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """One answered question of a benchmark; `score` is None where no verdict could be had (unscored is not 0)."""
+
+    id: str
+    score: float | None
+    response: str = ""
+    extracted: str | None = None
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """The score of one model on one split of one benchmark.
+
+    Attributes:
+        mean: Mean per-question score in [0, 1] over the scored questions.
+        stderr: Its standard error (0 where all questions agree; the interval is never empty).
+        low, high: 95% Wilson score interval (Wilson 1927).
+        n: Scored questions. unscored: questions without a verdict.
+        settings: How the answers were made: few-shot count, decoding, chat template, versions.
+        key: Hash of everything that the score depends on; equal keys may share one score.
+    """
+
+    benchmark: str
+    split: Split
+    n: int
+    mean: float
+    stderr: float
+    low: float
+    high: float
+    unscored: int
+    questions: FileRef
+    settings: dict[str, Any]
+    key: str
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.unscored < 0:
+            raise ValueError(f"{self.benchmark}: a score needs at least one scored question, got n={self.n}")
+        if not all(map(math.isfinite, (self.mean, self.stderr, self.low, self.high))):
+            raise ValueError(f"{self.benchmark}: a score must be finite")
+        if not 0.0 <= self.low <= self.mean <= self.high <= 1.0 or self.low == self.high:
+            raise ValueError(f"{self.benchmark}: {self.mean} is not inside [{self.low}, {self.high}] in [0, 1]")
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate against the best so far, paired by question.
+
+    Attributes:
+        verdict: What the harness decided; nobody else does.
+        difference: Mean per-question difference, candidate minus best; low, high: its interval.
+        wins, losses: Questions that only the candidate, or only the best, got right.
+        alpha: One-sided level of the test behind the verdict.
+        detectable: Smallest true difference that would be found with 80% power.
+    """
+
+    verdict: Verdict
+    difference: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    n: int
+    p_value: float
+    alpha: float
+    detectable: float
+    against: str
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a trial ended without a score."""
+
+    kind: FailureKind
+    reason: str
+    tail: str = ""
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe that passed every check that needs no job; `changed` names what differs from the defaults."""
+
+    changed: tuple[str, ...] = ()
+
+
+class MiniRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A few steps at the full sequence length: does it start, fit and learn at all?
+
+    `reused_from` names the trial whose mini-run had the same shape (model, method, batch, lengths).
+    """
+
+    shape: str
+    steps: int
+    seconds: float
+    step_seconds: float | None = None
+    reused_from: int | None = None
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """One point of the loss history."""
+
+    step: int
+    loss: float
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Trained weights: a full model directory, or an adapter on top of the base.
+
+    Attributes:
+        path: The directory. weights: sha256 over its weight files.
+        adapter: True where `path` holds a PEFT adapter and the base is needed beside it.
+        versions: Versions of the packages that wrote it ("transformers", ...).
+    """
+
+    path: str
+    weights: str
+    adapter: bool
+    losses: tuple[Loss, ...] = ()
+    steps: int = 0
+    seconds: float = 0.0
+    versions: dict[str, str] = {}
+
+
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """One score a benchmark, in the study's order."""
+
+    scores: tuple[Score, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the benchmarks, for ranking only; verdicts are made per question."""
+        return sum(score.mean for score in self.scores) / len(self.scores)
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished attempt, whatever became of it."""
+
+    number: int
+    proposal: Proposal | None
+    scores: tuple[Score, ...] = ()
+    comparison: Comparison | None = None
+    checkpoint: Checkpoint | None = None
+    failure: Failure | None = None
+    lesson: str = ""
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.number < 1:
+            raise ValueError("trials are numbered from 1")
+        if (self.failure is None) == (self.comparison is None):
+            raise ValueError(f"trial {self.number} must have either a comparison or a failure")
+        if self.comparison is not None and not (self.scores and self.proposal and self.checkpoint):
+            raise ValueError(f"trial {self.number} has a comparison without proposal, checkpoint or scores")
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score on the search split; None for a failed trial."""
+        return sum(s.mean for s in self.scores) / len(self.scores) if self.scores else None
+
+    @property
+    def verdict(self) -> str:
+        """The comparison's verdict, or "failed (kind)"."""
+        return self.comparison.verdict if self.comparison else f"failed ({self.failure.kind if self.failure else '?'})"
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes two calls the same study. Budgets, runner, proposer and keys are no part of it."""
+
+    dataset: str
+    dataset_fingerprint: str
+    model: str
+    model_fingerprint: str
+    benchmarks: tuple[str, ...]
+    limit: int | None
+    generation: dict[str, Any]
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """What a proposer may know: the base's scores and the finished trials, search split only."""
+
+    base: tuple[Score, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    best: int | None = None  # number of the best trial; None while the base is unbeaten

@@ -1,0 +1,1 @@
+"""Fine-tuning with LLaMA-Factory, scored by lm-eval."""
