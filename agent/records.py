@@ -248,3 +248,36 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     base: tuple[Score, ...] = ()
     trials: tuple[Trial, ...] = ()
     best: int | None = None  # number of the best trial; None while the base is unbeaten
+
+
+class Sealed(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sealed test split said, opened for the winner and the base after the search ended."""
+
+    winner: tuple[Score, ...]
+    base: tuple[Score, ...]
+    comparison: Comparison
+
+
+class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a report shows; a pure function of the journal.
+
+    Attributes:
+        base: The incumbent that the first candidate had to beat: the base's better setting, a score a benchmark.
+        sealed: None while no candidate won, or while the test split is still sealed.
+        openings: How many winners the test split has been opened for (1 is a clean, single look).
+        output: Directory of the winner's weights, once copied there.
+        active_seconds: Time spent inside calls, over all of them.
+    """
+
+    study: str
+    directory: str
+    identity: Identity
+    base: tuple[Score, ...]
+    trials: tuple[Trial, ...]
+    best: int | None
+    sealed: Sealed | None
+    openings: int
+    output: str | None
+    usage: Usage
+    active_seconds: float
+    ending: str
