@@ -163,7 +163,7 @@ class MiniRun(msgspec.Struct, frozen=True, kw_only=True):
     reused_from: int | None = None
 
 
-class Loss(msgspec.Struct, frozen=True):
+class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One point of the loss history."""
 
     step: int

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agent.records import Checked, Checkpoint, MiniRun, Recipe, Scores, Split
+from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed
 from agent.run import Job, Outcome
 
 Progress = Callable[[], tuple[float, str] | None]
@@ -54,6 +54,22 @@ class Scenario(Protocol):
         """Train; raises TrialFailed("train:...")."""
         ...
 
-    def score(self, bench: Bench, checkpoint: Checkpoint | None, split: Split) -> Scores:
-        """Score a checkpoint, or the base where it is None; raises TrialFailed("bench", ...)."""
+    def baseline(self, bench: Bench) -> Scores:
+        """The base model's search scores, at its better setting of each benchmark; raises TrialFailed("bench", ...)."""
+        ...
+
+    def score(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
+        """A candidate's search scores; raises TrialFailed("bench", ...)."""
+        ...
+
+    def compare(self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str) -> Comparison:
+        """The paired verdict, question by question."""
+        ...
+
+    def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
+        """Score the winner and the base (at the settings of its search scores) on the sealed test split."""
+        ...
+
+    def ceiling(self, incumbent: Sequence[Score]) -> str | None:
+        """Why no candidate could be called better than this incumbent any more; None while one could."""
         ...

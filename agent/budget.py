@@ -1,0 +1,85 @@
+"""What one call may spend: trials, stages and active seconds, all reserved before they are spent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from agent.errors import BudgetEnded
+
+
+class Budget:
+    """The allowance of one call.
+
+    Args:
+        trials: Trials that may still be completed; None means no limit.
+        stages: Stages that may still be completed; None means no limit.
+        seconds: Active time of this call; None means no limit.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        trials: int | None = None,
+        stages: int | None = None,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._trials = trials
+        self._stages = stages
+        self._clock = clock
+        self._started = clock()
+        self._deadline = None if seconds is None else self._started + seconds
+        self._reserved = 0.0
+
+    @property
+    def counted(self) -> bool:
+        """Whether the user asked for a number of trials or stages, which is then obeyed."""
+        return self._trials is not None or self._stages is not None
+
+    def spent(self) -> float:
+        """Active seconds so far."""
+        return self._clock() - self._started
+
+    def reserve(self, seconds: float) -> None:
+        """Keep this many of the seconds back for what must happen at the end (the sealed test)."""
+        self._reserved = max(self._reserved, seconds)
+
+    def release(self) -> None:
+        """Make the reserved seconds available: the end has come."""
+        self._reserved = 0.0
+
+    def left(self) -> float | None:
+        """Seconds that a stage may still use; None where time is not limited."""
+        return None if self._deadline is None else self._deadline - self._reserved - self._clock()
+
+    def over(self) -> str | None:
+        """Why the time is over, or None."""
+        left = self.left()
+        if left is None or left > 0:
+            return None
+        kept = f" ({self._reserved:.0f} s are kept for the sealed test)" if self._reserved else ""
+        return f"the call's time is over{kept}"
+
+    def before_trial(self) -> None:
+        """Raises BudgetEnded where no further trial may start."""
+        if self._trials is not None and self._trials <= 0:
+            raise BudgetEnded("the number of trials asked for is done")
+        self.before_stage(counted=True)
+
+    def before_stage(self, *, counted: bool) -> None:
+        """Raises BudgetEnded where no further stage may start."""
+        if reason := self.over():
+            raise BudgetEnded(reason)
+        if counted and self._stages is not None and self._stages <= 0:
+            raise BudgetEnded("the number of stages asked for is done")
+
+    def count_stage(self) -> None:
+        """A counted stage was completed."""
+        if self._stages is not None:
+            self._stages -= 1
+
+    def count_trial(self) -> None:
+        """A trial was completed."""
+        if self._trials is not None:
+            self._trials -= 1

@@ -1,0 +1,315 @@
+"""The journal: one append-only JSONL file a study, fsynced line by line. Replaying it is resuming.
+
+A stage is written down before it starts and when it ends, so a kill at any moment leaves a started stage without an
+end: the next call records it as interrupted and runs it again inside the same trial. (The scheme is Optuna's
+JournalFileBackend; only a torn last line is forgiven.)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from agent.errors import StudyError
+from agent.records import (
+    Checkpoint,
+    Comparison,
+    Failure,
+    Identity,
+    MiniRun,
+    Proposal,
+    Scores,
+    Trial,
+    Usage,
+)
+
+FORMAT = 1
+NOTHING = msgspec.Raw(b"null")
+StageEnding = Literal["done", "failed", "stopped", "interrupted", "broken"]
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+class StudyOpened(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="study opened"):
+    """The first line: what is being searched."""
+
+    at: float
+    format: int
+    study: str
+    identity: Identity
+
+
+class CallStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="call started"):
+    """One run of the command line begins, with its budget."""
+
+    at: float
+    call: int
+    pid: int
+    runner: str
+    proposer: str
+    loop_n: int | None
+    step_n: int | None
+    timeout: float | None
+
+
+class CallEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="call ended"):
+    """It ended by itself (budget, Ctrl-C, an error); a killed call has no such line."""
+
+    at: float
+    call: int
+    reason: str
+    seconds: float
+
+
+class StageStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="stage started"):
+    """A stage is about to run. Trial 0 is the base; `attempt` counts from 1."""
+
+    at: float
+    call: int
+    trial: int
+    stage: str
+    attempt: int
+
+
+class StageEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="stage ended"):
+    """How it ended: with a result (done), a finding (failed), or to be run again (all others)."""
+
+    at: float
+    trial: int
+    stage: str
+    ending: StageEnding
+    seconds: float
+    result: msgspec.Raw = NOTHING
+    failure: Failure | None = None
+    usage: Usage | None = None
+
+
+class TrialEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="trial ended"):
+    """A trial is over; what it was stands in its stages."""
+
+    at: float
+    call: int
+    trial: int
+    lesson: str
+
+
+class SealOpened(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="seal opened"):
+    """The sealed test split is about to be scored for this trial's model and the base."""
+
+    at: float
+    trial: int
+
+
+class OutputWritten(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="output written"):
+    """The winner's weights were copied to where the user looks for them."""
+
+    at: float
+    trial: int
+    path: str
+
+
+Event = StudyOpened | CallStarted | CallEnded | StageStarted | StageEnded | TrialEnded | SealOpened | OutputWritten
+
+
+@dataclass
+class Call:
+    """What one call asked for and how far it came."""
+
+    number: int
+    loop_n: int | None
+    step_n: int | None
+    trials: int = 0
+    stages: int = 0
+    ended: str | None = None
+
+
+@dataclass
+class State:
+    """What the journal says, replayed."""
+
+    study: str = ""
+    identity: Identity | None = None
+    calls: list[Call] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    stages: dict[tuple[int, str], StageEnded] = field(default_factory=dict)
+    attempts: dict[tuple[int, str], int] = field(default_factory=dict)
+    running: StageStarted | None = None
+    openings: list[int] = field(default_factory=list)
+    output: str | None = None
+    best: int | None = None
+    usage: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+    _trial_seconds: dict[int, float] = field(default_factory=dict)
+
+    def result(self, trial: int, stage: str, kind: type[Record]) -> Record | None:
+        """The record that a completed stage left, or None."""
+        ended = self.stages.get((trial, stage))
+        if ended is None or ended.result == NOTHING:
+            return None
+        return msgspec.json.decode(ended.result, type=kind)
+
+    def trial(self, number: int) -> Trial:
+        """A finished trial by its number."""
+        return self.trials[number - 1]
+
+    def apply(self, event: Event) -> None:
+        """Fold one event in; raises ValueError where it cannot follow what came before."""
+        match event:
+            case StudyOpened():
+                self.study, self.identity = event.study, event.identity
+            case CallStarted():
+                self.calls.append(Call(number=event.call, loop_n=event.loop_n, step_n=event.step_n))
+            case CallEnded():
+                self.calls[-1].ended = event.reason
+            case StageStarted():
+                key = (event.trial, event.stage)
+                self.attempts[key] = event.attempt
+                self.running = event
+            case StageEnded():
+                self._end_stage(event)
+            case TrialEnded():
+                self._end_trial(event)
+            case SealOpened():
+                if event.trial not in self.openings:
+                    self.openings.append(event.trial)
+            case OutputWritten():
+                self.output = event.path
+
+    def _end_stage(self, event: StageEnded) -> None:
+        self.running = None
+        self.seconds += event.seconds
+        self._trial_seconds[event.trial] = self._trial_seconds.get(event.trial, 0.0) + event.seconds
+        if event.usage is not None:
+            self.usage = self.usage + event.usage
+        if event.ending in ("done", "failed"):
+            self.stages[(event.trial, event.stage)] = event
+            if event.trial > 0 and event.stage != "test" and self.calls:
+                self.calls[-1].stages += 1
+
+    def _end_trial(self, event: TrialEnded) -> None:
+        number = event.trial
+        if number != len(self.trials) + 1:
+            raise ValueError(f"trial {number} ended after trial {len(self.trials)}")
+        trial = self.assemble(number, event.lesson)
+        self.trials.append(trial)
+        if trial.verdict == "better":
+            self.best = number
+        if self.calls:
+            self.calls[-1].trials += 1
+
+    def assemble(self, number: int, lesson: str) -> Trial:
+        """A trial's record from what its stages left; ValueError where they do not make one."""
+        scores = self.result(number, "bench", Scores)
+        failures = [
+            ended.failure
+            for stage in ("propose", "check", "mini-run", "train", "bench", "accept")
+            if (ended := self.stages.get((number, stage))) and ended.failure
+        ]
+        return Trial(
+            number=number,
+            proposal=self.result(number, "propose", Proposal),
+            checkpoint=self.result(number, "train", Checkpoint),
+            scores=scores.scores if scores else (),
+            comparison=self.result(number, "accept", Comparison),
+            failure=failures[-1] if failures else None,
+            lesson=lesson,
+            seconds=self._trial_seconds.get(number, 0.0),
+        )
+
+    def mini_runs(self) -> list[tuple[int, MiniRun]]:
+        """The successful mini-runs so far, by trial number."""
+        done = ((trial, self.result(trial, stage, MiniRun)) for trial, stage in self.stages if stage == "mini-run")
+        return [(trial, run) for trial, run in done if run is not None]
+
+
+class Journal:
+    """The file and its replayed state, kept together.
+
+    Args:
+        path: The JSONL file; created on the first append.
+        clock: Seconds since the epoch.
+
+    Raises:
+        StudyError: A line that is not the last cannot be read; names file and line.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.state = State()
+        self.torn = False
+        self._clock = clock
+        self._encoder = msgspec.json.Encoder()
+        self._good_bytes = 0
+        if path.exists():
+            self._replay(path.read_bytes())
+        self._file: int | None = None
+
+    def now(self) -> float:
+        """Seconds since the epoch, for an event's `at`."""
+        return self._clock()
+
+    def append(self, event: Event) -> None:
+        """Write one event and wait until it is on the disk."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, self._good_bytes)
+            os.lseek(self._file, 0, os.SEEK_END)
+        self.state.apply(event)
+        line = self._encoder.encode(event) + b"\n"
+        view = memoryview(line)
+        while view:
+            view = view[os.write(self._file, view) :]
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; a later append opens it again."""
+        if self._file is not None:
+            self._good_bytes = os.fstat(self._file).st_size
+            os.close(self._file)
+            self._file = None
+
+    def _replay(self, data: bytes) -> None:
+        for number, line, is_last in _lines(data):
+            try:
+                self.state.apply(_DECODER.decode(line))
+            except (msgspec.MsgspecError, ValueError, IndexError) as error:
+                if is_last and not data.endswith(b"\n"):
+                    self.torn = True  # the machine stopped in the middle of this write: the event never happened
+                    return
+                raise StudyError(
+                    f"{self.path}, line {number}: this line of the journal cannot be read ({error})",
+                    "restore the file from a backup, or cut it before that line: what follows it would be lost",
+                ) from None
+            if is_last and not data.endswith(b"\n"):
+                self.torn = True  # whole, but its newline is missing: rewritten rather than trusted
+                self.state = State()
+                self._replay(data[: data.rfind(b"\n") + 1])
+                return
+            self._good_bytes += len(line) + 1
+
+
+_DECODER: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    lines = data.split(b"\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        yield number, line, number == len(lines)
+
+
+def encode(record: msgspec.Struct) -> msgspec.Raw:
+    """A record as it stands in a stage's `result`."""
+    return msgspec.Raw(msgspec.json.encode(record))
+
+
+def events(path: Path) -> Iterable[dict[str, Any]]:
+    """The journal's lines as plain objects, for people and tests."""
+    return [msgspec.json.decode(line) for _, line, _ in _lines(path.read_bytes())]

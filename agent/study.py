@@ -1,0 +1,287 @@
+"""A study at work: journal, budget, runner and view joined, so that a stage is recorded before and after it runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from agent.budget import Budget
+from agent.errors import BudgetEnded, MachineError, TrialFailed
+from agent.journal import (
+    NOTHING,
+    Call,
+    CallEnded,
+    CallStarted,
+    Journal,
+    OutputWritten,
+    SealOpened,
+    StageEnded,
+    StageEnding,
+    StageStarted,
+    TrialEnded,
+    encode,
+)
+from agent.records import STAGES, Failure, History, Proposal, Scores, Sealed, StudyReport, Trial, Usage
+from agent.report import View
+from agent.run import Job, Outcome, Runner
+from agent.store import StudyPaths, empty_directory
+from scenarios import Bench, Progress
+
+BASE = 0
+"""The base model's place among the trial numbers."""
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class StageBench:
+    """What a stage may use: its directory, the runner under the call's budget, and a voice."""
+
+    directory: Path
+    name: str
+    labels: dict[str, str]
+    runner: Runner
+    budget: Budget
+    view: View
+
+    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+        """Run a job; BudgetEnded where the call's time stopped it, MachineError where its engine went away."""
+
+        def watch() -> str | None:
+            self.view.budget(self.budget.left())
+            if progress is not None and (now := progress()) is not None:
+                self.view.progress(*now)
+            return self.budget.over()
+
+        outcome = self.runner.run(msgspec.structs.replace(job, labels={**self.labels, **job.labels}), watch)
+        if outcome.kind == "stopped":
+            raise BudgetEnded(outcome.reason)
+        if outcome.kind == "lost":
+            raise MachineError(
+                f"the {self.runner.name} runner lost the job {job.name}: {outcome.reason}",
+                f"bring it back and run the same command again; the job's log is {outcome.log}",
+            )
+        return outcome
+
+    def say(self, message: str) -> None:
+        """Tell the person at the terminal."""
+        self.view.say(message)
+
+
+class Study:
+    """One study and one call's work on it.
+
+    Args:
+        name: The study's id.
+        paths: Where its files lie; held by this process (`agent.store.locked`).
+        journal: Its journal, already opened with an identity.
+        runner: Where jobs run.
+        view: What is told what happens.
+        budget: What this call may spend.
+    """
+
+    def __init__(
+        self, name: str, paths: StudyPaths, journal: Journal, runner: Runner, view: View, budget: Budget
+    ) -> None:
+        self.name = name
+        self.paths = paths
+        self.journal = journal
+        self.view = view
+        self.budget = budget
+        self._runner = runner
+
+    def start_call(self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None) -> None:
+        """Record that this call begins, and whatever a killed call left unfinished."""
+        if (running := self.journal.state.running) is not None:
+            self._end_stage(running.trial, running.stage, "interrupted", 0.0)
+            self.view.say(f"{_place(running.trial)}: {running.stage} was interrupted and runs again")
+        call = len(self.journal.state.calls) + 1
+        self.journal.append(
+            CallStarted(
+                at=self.journal.now(),
+                call=call,
+                pid=os.getpid(),
+                runner=self._runner.name,
+                proposer=proposer,
+                loop_n=loop_n,
+                step_n=step_n,
+                timeout=timeout,
+            )
+        )
+        self.prune()
+
+    def end_call(self, reason: str) -> None:
+        """Record why this call ended."""
+        state = self.journal.state
+        self.journal.append(
+            CallEnded(at=self.journal.now(), call=len(state.calls), reason=reason, seconds=self.budget.spent())
+        )
+
+    def next_trial(self) -> int:
+        """The trial in hand: an unfinished one, or the next."""
+        return len(self.journal.state.trials) + 1
+
+    def stage(self, trial: int, stage: str, work: Callable[[Bench], Record], kind: type[Record]) -> Record:
+        """The record of one stage: kept if an earlier call completed it, else `work` is run and journaled.
+
+        Raises:
+            TrialFailed: The stage failed, now or in an earlier call.
+            BudgetEnded: The call may not start it, or its time ended in the middle of it.
+        """
+        ended = self.journal.state.stages.get((trial, stage))
+        if ended is not None and ended.failure is not None:
+            raise TrialFailed(ended.failure.kind, ended.failure.reason, ended.failure.tail)
+        kept = self.journal.state.result(trial, stage, kind)
+        if kept is not None:
+            self.view.stage_ended(trial, stage, "kept", ended.seconds if ended else 0.0)
+            return kept
+        return self._run(trial, stage, work)
+
+    def _run(self, trial: int, stage: str, work: Callable[[Bench], Record]) -> Record:
+        counted = trial != BASE and stage in STAGES
+        self.budget.before_stage(counted=counted)
+        attempt = self.journal.state.attempts.get((trial, stage), 0) + 1
+        call = len(self.journal.state.calls)
+        self.journal.append(StageStarted(at=self.journal.now(), call=call, trial=trial, stage=stage, attempt=attempt))
+        self.view.budget(self.budget.left())
+        self.view.stage_started(trial, stage, attempt)
+        started = time.monotonic()
+        try:
+            result = work(self._bench(trial, stage))
+        except TrialFailed as finding:
+            failure = Failure(kind=finding.kind, reason=finding.reason, tail=finding.tail)  # type: ignore[arg-type]
+            usage = getattr(finding, "usage", None)
+            self._end_stage(trial, stage, "failed", time.monotonic() - started, failure=failure, usage=usage)
+            if counted:
+                self.budget.count_stage()
+            raise
+        except (KeyboardInterrupt, BudgetEnded):
+            self._end_stage(trial, stage, "stopped", time.monotonic() - started)
+            raise
+        except BaseException:
+            self._end_stage(trial, stage, "broken", time.monotonic() - started)
+            raise
+        usage = result.usage if isinstance(result, Proposal) else None
+        self._end_stage(trial, stage, "done", time.monotonic() - started, result=encode(result), usage=usage)
+        if counted:
+            self.budget.count_stage()
+        return result
+
+    def _bench(self, trial: int, stage: str) -> StageBench:
+        return StageBench(
+            directory=empty_directory(self.paths.stage(trial, stage)),
+            name=f"{self.name}-{trial:04d}-{stage}",
+            labels={"study": self.name, "trial": str(trial), "stage": stage},
+            runner=self._runner,
+            budget=self.budget,
+            view=self.view,
+        )
+
+    def _end_stage(
+        self,
+        trial: int,
+        stage: str,
+        ending: StageEnding,
+        seconds: float,
+        *,
+        result: msgspec.Raw = NOTHING,
+        failure: Failure | None = None,
+        usage: Usage | None = None,
+    ) -> None:
+        self.journal.append(
+            StageEnded(
+                at=self.journal.now(),
+                trial=trial,
+                stage=stage,
+                ending=ending,
+                seconds=seconds,
+                result=result,
+                failure=failure,
+                usage=usage,
+            )
+        )
+        self.view.stage_ended(trial, stage, ending, seconds)
+
+    def end_trial(self, lesson: Callable[[Trial], str]) -> Trial:
+        """Record that the trial in hand is over, with what it teaches, and drop weights that nobody needs now."""
+        number = self.next_trial()
+        call = len(self.journal.state.calls)
+        draft = self.journal.state.assemble(number, lesson="")
+        self.journal.append(TrialEnded(at=self.journal.now(), call=call, trial=number, lesson=lesson(draft)))
+        self.budget.count_trial()
+        trial = self.journal.state.trial(number)
+        self.view.trial_ended(trial, self.journal.state.best)
+        self.prune()
+        return trial
+
+    def base(self) -> Scores | None:
+        """The base's search scores, once they are there."""
+        return self.journal.state.result(BASE, "bench", Scores)
+
+    def history(self) -> History:
+        """What a proposer may know."""
+        base = self.base()
+        state = self.journal.state
+        return History(base=base.scores if base else (), trials=tuple(state.trials), best=state.best)
+
+    def prune(self) -> None:
+        """Delete the weights of finished trials that are not the best; their logs, recipes and scores stay."""
+        state = self.journal.state
+        for trial in state.trials:
+            for stage in ("mini-run",) if trial.number == state.best else ("mini-run", "train"):
+                shutil.rmtree(self.paths.weights(trial.number, stage), ignore_errors=True)
+
+    def opening(self, trial: int) -> None:
+        """Record that the sealed split is being opened for this trial's model."""
+        if trial not in self.journal.state.openings:
+            self.journal.append(SealOpened(at=self.journal.now(), trial=trial))
+
+    def written(self, trial: int, path: Path) -> None:
+        """Record where the winner's weights were put."""
+        self.journal.append(OutputWritten(at=self.journal.now(), trial=trial, path=str(path)))
+
+
+def allowance(calls: list[Call], loop_n: int | None, step_n: int | None) -> tuple[int | None, int | None]:
+    """Trials and stages that a call may complete: its own count, after what a killed call still owed."""
+    owed_trials = owed_stages = 0
+    if calls and calls[-1].ended is None:
+        last = calls[-1]
+        owed_trials = max(0, (last.loop_n or 0) - last.trials)
+        owed_stages = max(0, (last.step_n or 0) - last.stages)
+    return (
+        None if loop_n is None else loop_n + owed_trials,
+        None if step_n is None else step_n + owed_stages,
+    )
+
+
+def study_report(journal: Journal, directory: Path) -> StudyReport:
+    """All that a report shows, from the journal alone."""
+    state = journal.state
+    if state.identity is None:
+        raise ValueError("a study without an identity has no report")
+    base = state.result(BASE, "bench", Scores)
+    return StudyReport(
+        study=state.study,
+        directory=str(directory),
+        identity=state.identity,
+        base=base.scores if base else (),
+        trials=tuple(state.trials),
+        best=state.best,
+        sealed=state.result(state.best, "test", Sealed) if state.best is not None else None,
+        openings=len(state.openings),
+        output=state.output,
+        usage=state.usage,
+        active_seconds=state.seconds,
+        ending=(state.calls[-1].ended or "killed, or still running") if state.calls else "",
+    )
+
+
+def _place(trial: int) -> str:
+    return "base" if trial == BASE else f"trial {trial}"
