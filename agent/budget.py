@@ -72,7 +72,7 @@ class Budget:
         if reason := self.over():
             raise BudgetEnded(reason)
         if counted and self._stages is not None and self._stages <= 0:
-            raise BudgetEnded("the number of stages asked for is done")
+            raise BudgetEnded("the number of stages asked for is done", pause=True)
 
     def count_stage(self) -> None:
         """A counted stage was completed."""

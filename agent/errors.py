@@ -74,8 +74,14 @@ class TrialFailed(Exception):
 
 
 class BudgetEnded(Exception):
-    """The call's budget (time, trials or stages) is spent."""
+    """The call's budget is spent.
 
-    def __init__(self, reason: str) -> None:
+    Args:
+        reason: For a person.
+        pause: True where the user asked for some stages only: the search is not over, the test split stays sealed.
+    """
+
+    def __init__(self, reason: str, *, pause: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.pause = pause

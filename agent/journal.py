@@ -288,7 +288,7 @@ class Journal:
                 ) from None
             if is_last and not data.endswith(b"\n"):
                 self.torn = True  # whole, but its newline is missing: rewritten rather than trusted
-                self.state = State()
+                self.state, self._good_bytes = State(), 0
                 self._replay(data[: data.rfind(b"\n") + 1])
                 return
             self._good_bytes += len(line) + 1

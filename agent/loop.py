@@ -14,15 +14,13 @@ if __name__ == "__main__":  # run as a script: be `agent.loop`, loaded once, wit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from agent.errors import BudgetEnded, FtloopError, ProposerError, TrialFailed
-
-if TYPE_CHECKING:
-    from agent.propose import Proposer
-    from agent.records import Score, Scores, Trial
-    from agent.study import Study
-    from scenarios import Scenario
+from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, TrialFailed
+from agent.options import parse
+from agent.propose import Proposer
+from agent.records import Checked, Checkpoint, Comparison, MiniRun, Proposal, Score, Scores, Sealed, Trial
+from agent.study import BASE, Study
+from scenarios import Scenario
 
 INVALID_IN_A_ROW = 5
 """So many trials without a valid proposal end the study: the proposer is not going to recover by itself."""
@@ -38,8 +36,29 @@ class Lab:
     output: Path
 
 
-def search(lab: Lab) -> str:
-    """Score the base, then try one idea after the other until the budget ends; return why it ended."""
+def run_call(lab: Lab) -> str:
+    """One call on a study: search, open the seal for the winner, put it where it is used; return why it ended."""
+    ending = "an error of ftloop itself"
+    try:
+        end = search(lab)
+        ending = end.reason
+        if not end.pause:
+            open_seal(lab)
+    except BudgetEnded as late:
+        ending = f"{ending}; the sealed test was not finished: {late.reason}"
+    except KeyboardInterrupt:
+        ending = "stopped by the user"
+        raise
+    except FtloopError as error:
+        ending = error.message
+        raise
+    finally:
+        lab.study.end_call(ending)
+    return ending
+
+
+def search(lab: Lab) -> BudgetEnded:
+    """Score the base, then try one idea after the other until the budget ends; return how it ended."""
     invalid = 0
     try:
         score_base(lab)
@@ -51,18 +70,15 @@ def search(lab: Lab) -> str:
             if invalid == INVALID_IN_A_ROW:
                 raise no_valid_proposal(lab, trial)
     except BudgetEnded as end:
-        return end.reason
+        return end
 
 
 def score_base(lab: Lab) -> Scores:
     """Score the base model first, and keep time back for opening the sealed test at the end."""
-    from agent.records import Scores
-    from agent.study import BASE
-
     try:
         scores = lab.study.stage(BASE, "bench", lab.scenario.baseline, Scores)
     except TrialFailed as finding:
-        raise base_failed(finding) from None
+        raise not_scored("the base model", finding) from None
     lab.study.view.base(scores)
     lab.study.budget.reserve(2.5 * sum(score.seconds for score in scores.scores))
     return scores
@@ -70,8 +86,6 @@ def score_base(lab: Lab) -> Scores:
 
 def run_trial(lab: Lab) -> Trial:
     """One attempt, each stage cheaper than the next, so that a bad idea dies early. Always recorded."""
-    from agent.records import Checked, Checkpoint, Comparison, MiniRun, Proposal, Scores
-
     study, scenario = lab.study, lab.scenario
     number, history = study.next_trial(), study.history()
     try:
@@ -113,26 +127,29 @@ def lesson(trial: Trial) -> str:
 
 
 def open_seal(lab: Lab) -> None:
-    """After the search: score the winner and the base on the sealed test split, and put the winner where it is used."""
-    from agent.records import Sealed
-
+    """After the search: put the winner where it is used, and score it and the base on the sealed test split."""
     study, best = lab.study, lab.study.journal.state.best
     base = study.base()
     if best is None or base is None:
         return
-    checkpoint = study.journal.state.trial(best).checkpoint
-    assert checkpoint is not None
-    lab.study.budget.release()
+    winner = study.journal.state.trial(best)
+    assert winner.checkpoint is not None
+    checkpoint = winner.checkpoint
+    study.budget.release()
+    study.publish(winner, lab.output)
     study.opening(best)
-    study.stage(best, "test", lambda bench: lab.scenario.open_seal(bench, checkpoint, base.scores), Sealed)
+    try:
+        study.stage(best, "test", lambda bench: lab.scenario.open_seal(bench, checkpoint, base.scores), Sealed)
+    except TrialFailed as finding:
+        raise not_scored("the sealed test", finding) from None
 
 
-def base_failed(finding: TrialFailed) -> FtloopError:
-    """The base must be scored: without it nothing can be called better."""
-    from agent.errors import MachineError
-
+def not_scored(what: str, finding: TrialFailed) -> MachineError:
+    """Base and sealed test must be scored: without them nothing can be called better."""
     tail = f"\n{finding.tail}" if finding.tail else ""
-    return MachineError(f"the base model could not be scored: {finding.reason}{tail}", "mend this, then run it again")
+    return MachineError(
+        f"{what} could not be scored: {finding.reason}{tail}", "mend this and run the same command again"
+    )
 
 
 def no_valid_proposal(lab: Lab, trial: Trial) -> ProposerError:
@@ -146,12 +163,21 @@ def no_valid_proposal(lab: Lab, trial: Trial) -> ProposerError:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    from agent.options import parse
-
     options = parse(sys.argv[1:] if argv is None else argv)
-    from agent.wiring import run
+    from agent import wiring  # here, because --help has no need of settings, runners and models
 
-    return run(options)
+    try:
+        if options.dry_run:
+            return wiring.dry_run(options)
+        with wiring.connect(options) as lab:
+            run_call(lab)
+    except KeyboardInterrupt:
+        print("\nstopped; everything done is recorded, the same command goes on from here", file=sys.stderr)
+        return 130
+    except FtloopError as error:
+        print(f"\nftloop: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":

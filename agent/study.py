@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import yaml
 
 from agent.budget import Budget
 from agent.errors import BudgetEnded, MachineError, TrialFailed
@@ -28,7 +29,7 @@ from agent.journal import (
     TrialEnded,
     encode,
 )
-from agent.records import STAGES, Failure, History, Proposal, Scores, Sealed, StudyReport, Trial, Usage
+from agent.records import STAGES, Failure, History, MiniRun, Proposal, Scores, Sealed, StudyReport, Trial, Usage
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory
@@ -136,7 +137,7 @@ class Study:
             BudgetEnded: The call may not start it, or its time ended in the middle of it.
         """
         ended = self.journal.state.stages.get((trial, stage))
-        if ended is not None and ended.failure is not None:
+        if ended is not None and ended.failure is not None and _counted(trial, stage):
             raise TrialFailed(ended.failure.kind, ended.failure.reason, ended.failure.tail)
         kept = self.journal.state.result(trial, stage, kind)
         if kept is not None:
@@ -145,7 +146,7 @@ class Study:
         return self._run(trial, stage, work)
 
     def _run(self, trial: int, stage: str, work: Callable[[Bench], Record]) -> Record:
-        counted = trial != BASE and stage in STAGES
+        counted = _counted(trial, stage)
         self.budget.before_stage(counted=counted)
         attempt = self.journal.state.attempts.get((trial, stage), 0) + 1
         call = len(self.journal.state.calls)
@@ -225,6 +226,10 @@ class Study:
         """The base's search scores, once they are there."""
         return self.journal.state.result(BASE, "bench", Scores)
 
+    def mini_runs(self) -> list[tuple[int, MiniRun]]:
+        """The successful mini-runs so far, by trial number."""
+        return self.journal.state.mini_runs()
+
     def history(self) -> History:
         """What a proposer may know."""
         base = self.base()
@@ -243,9 +248,23 @@ class Study:
         if trial not in self.journal.state.openings:
             self.journal.append(SealOpened(at=self.journal.now(), trial=trial))
 
-    def written(self, trial: int, path: Path) -> None:
-        """Record where the winner's weights were put."""
-        self.journal.append(OutputWritten(at=self.journal.now(), trial=trial, path=str(path)))
+    def publish(self, winner: Trial, output: Path) -> None:
+        """Copy the winner's weights and recipe to `output`, whole or not at all, and record it."""
+        assert winner.checkpoint is not None
+        assert winner.proposal is not None
+        marker = output / "recipe.yaml"
+        recipe = f"# {self.name}, trial {winner.number}\n" + yaml.safe_dump(
+            {**winner.proposal.recipe.train, "seed": winner.proposal.recipe.seed}, sort_keys=True
+        )
+        if marker.exists() and marker.read_text() == recipe:
+            return
+        draft = output.with_name(f".{output.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.copytree(winner.checkpoint.path, draft)
+        (draft / "recipe.yaml").write_text(recipe)
+        shutil.rmtree(output, ignore_errors=True)
+        draft.rename(output)
+        self.journal.append(OutputWritten(at=self.journal.now(), trial=winner.number, path=str(output)))
 
 
 def allowance(calls: list[Call], loop_n: int | None, step_n: int | None) -> tuple[int | None, int | None]:
@@ -281,6 +300,11 @@ def study_report(journal: Journal, directory: Path) -> StudyReport:
         active_seconds=state.seconds,
         ending=(state.calls[-1].ended or "killed, or still running") if state.calls else "",
     )
+
+
+def _counted(trial: int, stage: str) -> bool:
+    """Whether a stage belongs to a trial; base scoring and sealed test do not, and are retried if they fail."""
+    return trial != BASE and stage in STAGES
 
 
 def _place(trial: int) -> str:

@@ -1,0 +1,252 @@
+"""A scenario in miniature, for tests of the loop: real jobs in real processes, seconds instead of hours.
+
+Its "model" is a number, its training a Python one-liner that writes it, its benchmark a hundred coins weighed by it.
+
+    python tests/toy.py WORKSPACE --loop_n 2 --seconds 0.5 --skills 0.2,0.9
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import msgspec
+
+from agent import accept
+from agent.budget import Budget
+from agent.errors import TrialFailed
+from agent.journal import Journal, StudyOpened
+from agent.loop import Lab, run_call
+from agent.propose import Proposer
+from agent.propose.tpe import Tpe
+from agent.records import (
+    Checked,
+    Checkpoint,
+    Comparison,
+    FileRef,
+    History,
+    Identity,
+    MiniRun,
+    Proposal,
+    Question,
+    Recipe,
+    Score,
+    Scores,
+    Sealed,
+    Split,
+)
+from agent.report.plain import PlainView
+from agent.run import EnvironmentName, Job, Mount, Outcome, Runner, Say, Watch
+from agent.run.local import LocalRunner
+from agent.space import Float, Parameter, Space
+from agent.store import StudyPaths, locked
+from agent.study import Study, allowance
+from scenarios import Bench
+
+QUESTIONS = 100
+IDENTITY = Identity(
+    dataset="toy",
+    dataset_fingerprint="d",
+    model="coin",
+    model_fingerprint="m",
+    benchmarks=("coins",),
+    limit=None,
+    generation={},
+)
+
+
+class ThisPython:
+    """Stands in for the locked environments: the interpreter that runs the tests."""
+
+    def python(self, name: EnvironmentName) -> Path:
+        return Path(sys.executable)
+
+    def ready(self, name: EnvironmentName, say: Say) -> None:
+        return None
+
+
+class Instant:
+    """A runner whose jobs cost nothing: it does at once what Toy's one-liner would do."""
+
+    name = "instant"
+
+    def ready(self, environment: EnvironmentName, say: Say) -> None:
+        return None
+
+    def run(self, job: Job, watch: Watch | None = None) -> Outcome:
+        (Path(job.cwd) / "model").mkdir()
+        (Path(job.cwd) / "model" / "weights").write_text("0.5")
+        return Outcome(kind="ok", code=0, seconds=0.0, log=job.log, tail="", reason="")
+
+    def reap(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class Toy:
+    """`seconds`: how long a training sleeps. Recipes: {"skill": 0..1, "fail": kind}."""
+
+    seconds: float = 0.0
+    root: Path = Path()
+
+    def problems(self, recipe: Recipe) -> list[str]:
+        return [] if 0 <= float(str(recipe.train["skill"])) <= 1 else ["skill: must lie in [0, 1]"]
+
+    def check(self, recipe: Recipe) -> Checked:
+        if problems := self.problems(recipe):
+            raise TrialFailed("check", "; ".join(problems))
+        return Checked()
+
+    def mini_run(self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]]) -> MiniRun:
+        return MiniRun(shape="toy", steps=1, seconds=0.0)
+
+    def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
+        model = bench.directory / "model"
+        code = (
+            f"import pathlib, sys, time; print('training', flush=True); time.sleep({self.seconds}); "
+            f"sys.exit(7) if {recipe.train.get('fail')!r} else pathlib.Path('model').mkdir(); "
+            f"pathlib.Path('model/weights').write_text('{recipe.train['skill']}')"
+        )
+        outcome = bench.run(
+            Job(
+                name=bench.name,
+                environment="train",
+                argv=("python", "-c", code),
+                cwd=str(bench.directory),
+                log=str(bench.directory / "job.log"),
+                deadline=60.0,
+                mounts=(Mount(str(bench.directory), writable=True),),
+            )
+        )
+        if outcome.kind != "ok":
+            raise TrialFailed("train:exit", outcome.reason, outcome.tail)
+        weights = (model / "weights").read_text()
+        return Checkpoint(path=str(model), weights=hashlib.sha256(weights.encode()).hexdigest(), adapter=False)
+
+    def baseline(self, bench: Bench) -> Scores:
+        return self._score(bench, 0.1, "search")
+
+    def score(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
+        return self._score(bench, float((Path(checkpoint.path) / "weights").read_text()), "search")
+
+    def compare(self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str) -> Comparison:
+        pairs = [
+            accept.Paired(benchmark=new.benchmark, candidate=_answers(new), best=_answers(old))
+            for new, old in zip(candidate, incumbent, strict=True)
+        ]
+        return accept.compare(pairs, against=against)
+
+    def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
+        winner = self._score(bench, float((Path(checkpoint.path) / "weights").read_text()), "test").scores
+        floor = self._score(bench, 0.1, "test").scores
+        return Sealed(winner=winner, base=floor, comparison=self.compare(winner, floor, "base"))
+
+    def ceiling(self, incumbent: Sequence[Score]) -> str | None:
+        return None if accept.can_improve([_answers(score) for score in incumbent]) else "all solved"
+
+    def _score(self, bench: Bench, skill: float, split: Split) -> Scores:
+        questions = [
+            Question(id=f"{split}-{i}", score=float(random.Random(f"{split}-{i}").random() < skill))
+            for i in range(QUESTIONS)
+        ]
+        file = bench.directory / f"{skill}.json"
+        file.write_bytes(msgspec.json.encode(questions))
+        mean = sum(q.score or 0.0 for q in questions) / QUESTIONS
+        score = Score(
+            benchmark="coins",
+            split=split,
+            n=QUESTIONS,
+            mean=mean,
+            stderr=0.05,
+            low=max(0.0, mean - 0.1),
+            high=min(1.0, mean + 0.1),
+            unscored=0,
+            key=f"{skill}",
+            settings={},
+            questions=FileRef(path=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest()),
+        )
+        return Scores(scores=(score,))
+
+
+def _answers(score: Score) -> dict[str, float | None]:
+    rows = msgspec.json.decode(Path(score.questions.path).read_bytes(), type=list[Question])
+    return {row.id: row.score for row in rows}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Proposes the skills of a list, in turn."""
+
+    skills: Sequence[float | str]
+
+    @property
+    def name(self) -> str:
+        return "list"
+
+    def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
+        skill = self.skills[len(history.trials) % len(self.skills)]
+        if skill == "invalid":
+            raise TrialFailed("proposal", "no valid reply")
+        recipe = Recipe(train={"skill": skill} if isinstance(skill, float) else {"skill": 0.5, "fail": skill})
+        return Proposal(hypothesis=f"skill {skill}", change=f"skill={skill}", recipe=recipe, author="list")
+
+
+def searching() -> Tpe:
+    """The real TPE proposer over the toy's one key."""
+    return Tpe(Space((Parameter("skill", Float(0.01, 1.0)),)), Toy().problems, seed=0)
+
+
+@contextmanager
+def lab(
+    root: Path,
+    *,
+    proposer: Proposer,
+    scenario: Toy | None = None,
+    runner: Runner | None = None,
+    loop_n: int | None = None,
+    step_n: int | None = None,
+    timeout: float | None = None,
+    out: TextIO | None = None,
+) -> Iterator[Lab]:
+    """The toy study under `root`, opened for one call."""
+    runner = runner or LocalRunner(ThisPython())
+    paths = StudyPaths(root / "studies" / "toy")
+    with locked(paths):
+        runner.reap()
+        journal = Journal(paths.journal)
+        if journal.state.identity is None:
+            journal.append(StudyOpened(at=journal.now(), format=1, study="toy", identity=IDENTITY))
+        trials, stages = allowance(journal.state.calls, loop_n, step_n)
+        budget = Budget(trials, stages, timeout)
+        study = Study("toy", paths, journal, runner, PlainView(out or sys.stdout), budget)
+        study.start_call(proposer=proposer.name, timeout=timeout, loop_n=trials, step_n=stages)
+        yield Lab(study=study, proposer=proposer, scenario=scenario or Toy(), output=root / "output" / "toy")
+        journal.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--loop_n", type=int)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--skills", default="0.5")
+    options = parser.parse_args()
+    skills = json.loads(f"[{options.skills}]")
+    with lab(options.root, proposer=Listed(skills), scenario=Toy(options.seconds), loop_n=options.loop_n) as toy:
+        print("ended:", run_call(toy))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
