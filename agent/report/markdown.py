@@ -1,0 +1,225 @@
+"""report.md and its plots, written when a study pauses.
+
+Everything that a proposal or a log says is shown as text: escaped in prose and tables, fenced in blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from agent.records import Score, StudyReport, Trial
+from agent.report import plots, use, words
+
+REPORT = "report.md"
+SCORES_PLOT = "report-scores.svg"
+LOSSES_PLOT = "report-loss.svg"
+
+
+def write_report(report: StudyReport, directory: str | Path, *, base_path: str | None = None) -> Path:
+    """Write report.md and its SVG plots into `directory`, each atomically and the report last; return its path."""
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {SCORES_PLOT: plots.scores_svg(report), LOSSES_PLOT: plots.losses_svg(report)}
+    for name, svg in pictures.items():
+        if svg is not None:
+            _replace(folder / name, svg)
+    drawn = tuple(name for name, svg in pictures.items() if svg is not None)
+    _replace(folder / REPORT, report_text(report, drawn, base_path=base_path).encode())
+    return folder / REPORT
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, never a half of it."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def report_text(report: StudyReport, plots_drawn: Sequence[str] = (), *, base_path: str | None = None) -> str:
+    """The report as Markdown; `plots_drawn` names the pictures that lie beside it."""
+    sections = [
+        _head(report),
+        _result(report, base_path),
+        _picture(SCORES_PLOT, "Score over trials", plots_drawn),
+        _trials(report),
+        _recipe(report),
+        _picture(LOSSES_PLOT, "Training loss", plots_drawn),
+        _failures(report),
+        _lessons(report),
+        _method(report),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(report: StudyReport) -> str:
+    identity = report.identity
+    limit = "all questions" if identity.limit is None else f"at most {words.count(identity.limit, 'question')} a split"
+    generation = ", ".join(f"{name} {value}" for name, value in sorted(identity.generation.items()))
+    rows = [
+        ("Data set", f"{words.markdown(identity.dataset)} (fingerprint `{identity.dataset_fingerprint[:12]}`)"),
+        ("Base model", f"{words.markdown(identity.model)} (fingerprint `{identity.model_fingerprint[:12]}`)"),
+        ("Benchmarks", f"{words.markdown(', '.join(identity.benchmarks))}, {limit}"),
+        ("Generation", words.markdown(generation, 400) or "each benchmark's own settings"),
+        ("Base score", "<br>".join(_score(score, several=len(report.base) > 1) for score in report.base) or "not yet"),
+        ("Trials", _tally(report)),
+        ("Proposer", words.markdown(words.usage(report.usage))),
+        ("Ended", words.markdown(report.ending)),
+        ("Directory", _code(report.directory)),
+    ]
+    return f"# Study {words.markdown(report.study)}\n\n" + _table(("Asked", ""), rows)
+
+
+def _tally(report: StudyReport) -> str:
+    tally = words.tally(report.trials)
+    spent = f"{len(report.trials)} in {words.duration(report.active_seconds)}"
+    return f"{spent} ({tally})" if tally else spent
+
+
+def _score(score: Score, *, several: bool) -> str:
+    return f"{words.markdown(score.benchmark, 40)}: {words.score(score)}" if several else words.score(score)
+
+
+def _code(text: str) -> str:
+    """A path as inline code, also inside a table; a backtick cannot end it."""
+    return "`" + words.clean(text, 4096).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _result(report: StudyReport, base_path: str | None) -> str:
+    best = use.winner(report)
+    if best is None:
+        return "\n\n".join(["## Result", *_nobody(report)])
+    parts = [
+        "## Result",
+        f"The winner is **trial {best.number}**: {words.markdown(words.change(best.proposal, 200))}.",
+        _splits(report, best),
+        _sealed(report),
+    ]
+    if report.output and best.checkpoint:
+        kind = "an adapter on top of the base model" if best.checkpoint.adapter else "the full model"
+        parts.append(f"Its weights ({kind}) lie in {_code(report.output)}.")
+        parts.append("### How to use it")
+        parts.append(words.fence(use.python_snippet(report.output, best.checkpoint.adapter), "python"))
+        serve = use.serve_command(report.output, best, base_path or report.identity.model)
+        parts.append(words.fence(serve, "sh"))
+    return "\n\n".join(parts)
+
+
+def _nobody(report: StudyReport) -> list[str]:
+    if not report.trials:
+        return ["No trial is finished yet. The test split stays sealed."]
+    found = "**No candidate was proven better than the base.** The test split stays sealed."
+    return [found, words.markdown(words.detectable(report.trials))]
+
+
+def _splits(report: StudyReport, best: Trial) -> str:
+    """The winner beside the base, by benchmark, on both splits."""
+    rows = [*_rows("search", best.scores, report.base)]
+    if report.sealed:
+        rows += _rows("**test**", report.sealed.winner, report.sealed.base)
+    return _table(("Benchmark", "Split", "Winner", "Base"), rows)
+
+
+def _rows(split: str, winner: Sequence[Score], base: Sequence[Score]) -> Iterator[tuple[str, ...]]:
+    bases = {score.benchmark: words.score(score) for score in base}
+    for score in winner:
+        yield words.markdown(score.benchmark, 40), split, words.score(score), bases.get(score.benchmark, "")
+
+
+def _sealed(report: StudyReport) -> str:
+    if not report.sealed:
+        return "The test split is still sealed; it is opened when the search ends."
+    comparison = report.sealed.comparison
+    opened = words.openings(report.openings, report.trials)
+    text = (
+        f"On the sealed test split the winner is **{words.markdown(words.relation(comparison))}**, "
+        f"{words.difference(comparison)} ({opened})."
+    )
+    if comparison.verdict != "better":
+        text += " **The gain seen in the search is not confirmed by the test split.**"
+    return text + " The winner was chosen for its search score, which therefore flatters it; the test score does not."
+
+
+def _picture(name: str, title: str, drawn: Sequence[str]) -> str:
+    return f"![{title}]({name})" if name in drawn else ""
+
+
+def _trials(report: StudyReport) -> str:
+    if not report.trials:
+        return ""
+    header = ("#", "Hypothesis", "Change", "Score ± error", "Verdict", "Difference", "Time")
+    rows = [_trial_row(trial, winner=trial.number == report.best) for trial in report.trials]
+    return "## Trials\n\n" + _table(header, rows)
+
+
+def _trial_row(trial: Trial, *, winner: bool) -> tuple[str, ...]:
+    number = f"**{trial.number}**" if winner else str(trial.number)
+    return (
+        number,
+        words.markdown(words.hypothesis(trial.proposal, 300), 300),
+        words.markdown(words.change(trial.proposal)),
+        words.mean(trial.scores) if trial.scores else "",
+        words.markdown(words.verdict(trial)),
+        words.difference(trial.comparison) if trial.comparison else "",
+        words.duration(trial.seconds),
+    )
+
+
+def _recipe(report: StudyReport) -> str:
+    best = use.winner(report)
+    if best is None or best.proposal is None:
+        return ""
+    import yaml
+
+    recipe = best.proposal.recipe
+    text = yaml.safe_dump({**recipe.train, "seed": recipe.seed}, sort_keys=True, allow_unicode=False)
+    return "## The winner's recipe\n\n" + words.fence(text.rstrip(), "yaml")
+
+
+def _failures(report: StudyReport) -> str:
+    failed = [(trial, trial.failure) for trial in report.trials if trial.failure]
+    if not failed:
+        return ""
+    parts = ["## Failures"]
+    for trial, failure in failed:
+        parts.append(f"**Trial {trial.number}**, {words.markdown(words.failure(failure, 600), 600)}")
+        tail = words.clean_block(failure.tail)
+        if tail:
+            parts.append(words.fence(tail, "text"))
+    return "\n\n".join(parts)
+
+
+def _lessons(report: StudyReport) -> str:
+    lines = [f"- Trial {t.number}: {words.markdown(t.lesson, 600)}" for t in report.trials if t.lesson]
+    return "## Lessons\n\n" + "\n".join(lines) if lines else ""
+
+
+def _method(report: StudyReport) -> str:
+    """How the verdicts were made, from the records that hold it."""
+    compared = [trial.comparison for trial in report.trials if trial.comparison]
+    lines = [
+        "- A score is the mean over its questions ± its standard error, with the 95% Wilson interval in brackets.",
+        "- *Better* means that the paired, per-question comparison with the best so far clears zero; "
+        "*tie* and *worse* change nothing.",
+    ]
+    if compared:
+        alphas = sorted({comparison.alpha for comparison in compared})
+        level = f"{alphas[0]:g}" if len(alphas) == 1 else f"{alphas[0]:g} to {alphas[-1]:g}"
+        lines.append(f"- One-sided level of each comparison: {level}. {words.detectable(report.trials)}")
+    for score in report.base:
+        made = ", ".join(f"{name} {value}" for name, value in sorted(score.settings.items()))
+        lines.append(f"- {words.markdown(score.benchmark, 40)}: {words.markdown(made, 600) or 'default settings'}")
+    return "## How it was measured\n\n" + "\n".join(lines)
