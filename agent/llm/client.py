@@ -1,0 +1,352 @@
+"""A chat model behind any OpenAI-compatible endpoint: bounded in time, retries and size; tokens and cost counted.
+
+the endpoint ...                            then ...
+answers 429 or 5xx, or drops the line       it is asked again after a pause (Retry-After is honoured, up to a minute)
+is silent, or its reply never ends          it is cut off after `timeout` seconds and asked once more
+refuses the key, the model or the URL       EndpointError at once, which says what to set
+refuses response_format or temperature      it is asked without that, now and from then on
+writes prose, cut-off JSON or a refusal     the Reply has no data; its `problem` says why
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from agent.errors import BudgetEnded, UsageError
+from agent.llm.endpoint import Endpoint, EndpointError, Price
+from agent.llm.reply import Reply, find_object, first_line, plain_text, without_thinking
+from agent.records import Usage
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+MAX_BODY = 4_000_000  # bytes of one answer; a proposal needs a few thousand
+MAX_QUOTE = 300  # characters of what an endpoint says, in an error
+MAX_PAUSE = 60.0  # seconds, whatever Retry-After asks for
+
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what msgspec raises on any bytes
+
+Message = dict[str, str]
+"""{"role": "system" | "user" | "assistant", "content": ...}"""
+
+
+class _Form(msgspec.Struct, frozen=True):
+    """How a request is written: the first URL, the first mode; what follows them is tried where they are refused."""
+
+    urls: tuple[str, ...]
+    modes: tuple[Literal["json_schema", "json_object", "text"], ...] = ("json_schema", "json_object", "text")
+    temperature: bool = True
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """An HTTP response, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class _Lost(msgspec.Struct, frozen=True):
+    """No HTTP response."""
+
+    reason: str
+    timed_out: bool = False
+
+
+class _Again(msgspec.Struct, frozen=True):
+    """The same request may succeed later."""
+
+    reason: str
+    after: float | None = None  # seconds that the endpoint asked for
+    timed_out: bool = False
+
+
+class _Message(msgspec.Struct):
+    content: str | list[Any] | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class ChatModel:
+    """One model at one endpoint.
+
+    Args:
+        timeout: Seconds for one request, from the first byte sent to the last byte read.
+        retries: Further attempts after 429, 5xx or a lost connection.
+        left: Seconds of the call's budget; no request and no pause outlasts it (None: no limit).
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        price: Price = Price(),  # noqa: B008 - frozen
+        timeout: float = 300.0,
+        retries: int = 5,
+        sleep: Callable[[float], None] = time.sleep,
+        *,
+        temperature: float = 0.7,
+        left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        if endpoint.key and not (endpoint.key.reveal().isascii() and endpoint.key.reveal().isprintable()):
+            raise UsageError(f"{endpoint.settings}_API_KEY holds characters that no key has", "copy the key again")
+        self.endpoint = endpoint
+        self._price = price
+        self._timeout = timeout
+        self._retries = retries
+        self._sleep = sleep
+        self._temperature = temperature
+        self._left = left
+        self._form = _Form(endpoint.urls())
+        self._clients: dict[str, OpenAI] = {}
+
+    def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None = None) -> Reply:
+        """Ask once; with `schema`, the reply's data is a JSON object (which the caller still has to validate).
+
+        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over.
+        """
+        form = self._form if schema else msgspec.structs.replace(self._form, modes=("text",))
+        usage, failures, timeouts = Usage(), 0, 0
+        while True:
+            answer = self._send(form, messages, schema)
+            usage += self._consumed(answer)
+            match self._judge(answer, form, wants_data=schema is not None):
+                case Reply() as reply:
+                    self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
+                    return msgspec.structs.replace(reply, usage=usage)
+                case _Form() as form:
+                    continue
+                case EndpointError() as error:
+                    error.usage = usage
+                    raise error
+                case _Again() as again:
+                    failures, timeouts = failures + 1, timeouts + again.timed_out
+                    if failures > self._retries or timeouts > 1:
+                        raise self._gave_up(failures, again.reason, usage)
+                    self._pause(failures, again.after)
+
+    def _send(self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None) -> _Answer | _Lost:
+        """One HTTP request, in a thread of its own: no socket timeout ends a reply that drips in byte by byte."""
+        left = self._left()
+        if left is not None and left <= 0:
+            raise BudgetEnded("the call's time is over")
+        seconds = self._timeout if left is None else min(self._timeout, left)
+        client = self._client(form.urls[0])
+        request = self._request(form, messages, schema)
+        results: list[_Answer | _Lost | Exception] = []
+        abandoned = threading.Event()
+        thread = threading.Thread(
+            target=lambda: results.append(_exchange(client, request, seconds, abandoned)), daemon=True, name="llm"
+        )
+        thread.start()
+        try:
+            thread.join(seconds)
+        finally:
+            if not results:
+                abandoned.set()
+                self._clients.pop(form.urls[0]).close()
+        result = results[0] if results else _Lost(f"no complete answer within {seconds:.4g} s", timed_out=True)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _client(self, url: str) -> OpenAI:
+        if url not in self._clients:
+            import openai
+
+            # A proxy for the world outside must not stand before this machine's own servers.
+            http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.local else None
+            key = self.endpoint.key.reveal() if self.endpoint.key else "none"
+            self._clients[url] = openai.OpenAI(api_key=key, base_url=url, max_retries=0, http_client=http)
+        return self._clients[url]
+
+    def _request(self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None) -> dict[str, Any]:
+        request: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": [{**message, "content": self.endpoint.redact(message["content"])} for message in messages],
+        }
+        if form.temperature:
+            request["temperature"] = self._temperature
+        if form.modes[0] == "json_schema":
+            described = {"name": "reply", "schema": schema, "strict": False}
+            request["response_format"] = {"type": "json_schema", "json_schema": described}
+        elif form.modes[0] == "json_object":
+            request["response_format"] = {"type": "json_object"}
+        return request
+
+    def _consumed(self, answer: _Answer | _Lost) -> Usage:
+        """Tokens and cost of one attempt, as far as the endpoint reports them."""
+        counts = _json_object(answer.body).get("usage") if isinstance(answer, _Answer) else None
+        given, written = _count(counts, "prompt_tokens"), _count(counts, "completion_tokens")
+        price, cost = self._price, None
+        if price.input is not None and price.output is not None and isinstance(counts, dict):
+            cost = (given * price.input + written * price.output) / 1e6
+        elif isinstance(answer, _Lost) or answer.status != 200 or (self.endpoint.local and price == Price()):
+            cost = 0.0
+        return Usage(calls=1, prompt_tokens=given, completion_tokens=written, cost=cost)
+
+    def _judge(
+        self, answer: _Answer | _Lost, form: _Form, *, wants_data: bool
+    ) -> Reply | _Form | _Again | EndpointError:
+        """What an answer means: a reply, another way to ask, another time to ask, or the end."""
+        if isinstance(answer, _Lost):
+            return _Again(self.endpoint.redact(answer.reason), timed_out=answer.timed_out)
+        said = self.endpoint.redact(_error_text(answer.body))[:MAX_QUOTE]
+        misplaced = answer.status in (404, 405) and "model" not in said.lower()
+        web_page = answer.status == 200 and answer.body.lstrip().startswith(b"<")
+        if (misplaced or web_page) and len(form.urls) > 1:
+            return msgspec.structs.replace(form, urls=form.urls[1:])
+        if answer.status == 200:
+            return self._reply(answer.body, wants_data) or _Again(f"an unreadable answer: {said}")
+        if answer.status in (400, 422) and (easier := _easier(form, said)):
+            return easier
+        passing = answer.status in (408, 409, 425, 429) or answer.status >= 500
+        if passing and "insufficient_quota" not in said:
+            return _Again(f"{answer.status} {said}", after=_retry_after(answer.headers))
+        return self._refusal(answer.status, said, misplaced=misplaced)
+
+    def _reply(self, body: bytes, wants_data: bool) -> Reply | None:
+        """The reply in a chat completion; None if it is none."""
+        try:
+            choice = msgspec.json.decode(body, type=_Completion).choices[0]
+        except (*_UNREADABLE, IndexError):
+            return None
+        text = self.endpoint.redact(without_thinking(plain_text(choice.message.content)))
+        if not wants_data:
+            return Reply(text=text, data=None, usage=Usage())
+        problem = ""
+        try:
+            return Reply(text=text, data=self._redacted(find_object(text)), usage=Usage())
+        except ValueError as error:
+            problem = str(error)
+        if refusal := choice.message.refusal:
+            problem = f"the model refused: {self.endpoint.redact(refusal)[:MAX_QUOTE]}"
+        elif choice.finish_reason == "length":
+            problem += " (the reply was cut off at the endpoint's length limit)"
+        return Reply(text=text, data=None, usage=Usage(), problem=problem)
+
+    def _redacted(self, data: Any) -> Any:
+        """`data` without the key, which an endpoint may have hidden behind JSON escapes."""
+        if isinstance(data, dict):
+            return {self.endpoint.redact(key): self._redacted(value) for key, value in data.items()}
+        if isinstance(data, list):
+            return [self._redacted(value) for value in data]
+        return self.endpoint.redact(data) if isinstance(data, str) else data
+
+    def _refusal(self, status: int, said: str, *, misplaced: bool) -> EndpointError:
+        where, prefix = self.endpoint.address, self.endpoint.settings
+        if misplaced:
+            hint = f"set {prefix}_API_BASE to the endpoint's base URL, as in https://host/v1"
+            return EndpointError(f"{where} is no chat endpoint: {status} with and without /v1: {said}", hint)
+        if status == 404:
+            hint = f"set {prefix}_MODEL to a model that it serves, or {prefix}_API_BASE to the endpoint that does"
+            return EndpointError(f"{where} does not know the model {self.endpoint.model!r}: {said}", hint)
+        if status == 401:
+            how = "refuses the API key" if self.endpoint.key else "wants an API key and none is set"
+            return EndpointError(f"{where} {how}: 401 {said}", f"set {prefix}_API_KEY to a key of this endpoint")
+        if status == 403:
+            hint = f"set {prefix}_API_KEY to a key that may use it, or {prefix}_MODEL to another model"
+            return EndpointError(f"{where} forbids the model {self.endpoint.model!r}: 403 {said}", hint)
+        if status in (402, 429):
+            hint = f"check the account's credit, or set {prefix}_API_KEY and {prefix}_API_BASE to another one"
+            return EndpointError(f"{where} does not serve this account: {status} {said}", hint)
+        hint = f"check that {prefix}_MODEL={self.endpoint.model} is a chat model with enough context"
+        return EndpointError(f"{where} refuses the request: {status} {said}", hint)
+
+    def _gave_up(self, attempts: int, reason: str, usage: Usage) -> EndpointError:
+        error = EndpointError(
+            f"{self.endpoint.address} gave no usable answer in {attempts} attempts; the last problem: {reason}",
+            f"check that it is up and that {self.endpoint.settings}_API_BASE is right, then run the same command again",
+        )
+        error.usage = usage
+        return error
+
+    def _pause(self, failures: int, after: float | None) -> None:
+        """Exponential back-off with jitter, or what the endpoint asked for; never more than a minute."""
+        jitter = secrets.SystemRandom().uniform(0.5, 1.0)
+        seconds = min(after if after is not None else jitter * 2.0 ** min(failures, 10), MAX_PAUSE)
+        left = self._left()
+        self._sleep(seconds if left is None else max(0.0, min(seconds, left)))
+
+
+def _exchange(
+    client: OpenAI, request: dict[str, Any], seconds: float, abandoned: threading.Event
+) -> _Answer | _Lost | Exception:
+    """Send and read to the end; exceptions are returned, because this runs in a thread."""
+    import openai
+
+    create: Any = client.chat.completions.with_streaming_response.create
+    try:
+        with create(**request, timeout=seconds) as response:
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_BODY or abandoned.is_set():
+                    return _Lost(f"the answer is longer than {MAX_BODY:,} bytes")
+            return _Answer(response.status_code, dict(response.headers), bytes(body))
+    except openai.APIStatusError as error:
+        return _Answer(error.status_code, dict(error.response.headers), error.response.content[:MAX_BODY])
+    except openai.APIConnectionError as error:
+        return _Lost(first_line(error.__cause__ or error), isinstance(error, openai.APITimeoutError))
+    except Exception as error:
+        # The transport's own exceptions, while the body is read; anything else is a defect and raised by the caller.
+        transport = type(error).__module__.partition(".")[0] in ("httpx2", "httpcore2", "h11")
+        return _Lost(first_line(error)) if transport or isinstance(error, OSError) else error
+
+
+def _easier(form: _Form, said: str) -> _Form | None:
+    """The same request with less asked of the endpoint; None if there is nothing left to give up."""
+    if form.temperature and "temperature" in said.lower():
+        return msgspec.structs.replace(form, temperature=False)
+    too_long = "context" in said.lower()
+    return msgspec.structs.replace(form, modes=form.modes[1:]) if len(form.modes) > 1 and not too_long else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds of a Retry-After header, which holds a number or a date (RFC 9110, 10.2.3)."""
+    value = {name.lower(): text for name, text in headers.items()}.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        data = msgspec.json.decode(body)
+    except _UNREADABLE:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _count(usage: object, name: str) -> int:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _error_text(body: bytes) -> str:
+    """What an error body says, in one line, whichever of the usual shapes it has."""
+    data = _json_object(body)
+    error = data.get("error") or data.get("message") or data.get("detail") or body.decode("utf-8", "replace")
+    if isinstance(error, dict):
+        error = " ".join(str(error[key]) for key in ("message", "code") if error.get(key)) or error
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())

@@ -1,0 +1,92 @@
+"""What a language model said, and the JSON object in it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from agent.records import Usage
+
+MAX_ATTEMPTS = 100  # braces in prose that are tried as the beginning of an object
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said.
+
+    Attributes:
+        text: Without the model's `<think>` part.
+        data: The JSON object in it, where a schema was asked for and one was found.
+        usage: Of all attempts that this reply needed.
+        problem: Why there is no data, in one line; empty where nothing is wrong.
+    """
+
+    text: str
+    data: dict[str, Any] | None
+    usage: Usage
+    problem: str = ""
+
+
+def plain_text(content: str | list[Any] | None) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content or ""
+
+
+def without_thinking(text: str) -> str:
+    """`text` without a leading `<think>` part; some templates leave out its opening or never close it."""
+    text = text.strip()
+    if opened := re.match(r"<think(?:ing)?>", text):
+        closed = re.compile(r"</think(?:ing)?>").search(text, opened.end())
+        return text[closed.end() :].strip() if closed else ""
+    if text.startswith(("{", "```")):
+        return text
+    return re.split(r"</think(?:ing)?>", text, maxsplit=1)[-1].strip()
+
+
+def find_object(text: str) -> dict[str, Any]:
+    """The JSON object in a model's reply: the whole of it, a fenced block, or the first balanced one in prose.
+
+    Raises: ValueError: what is wrong with it, in one line.
+    """
+    text = text.strip()
+    if not text:
+        raise ValueError("the reply is empty")
+    fenced = [] if text.startswith("{") else re.findall(r"```[a-zA-Z]*\s*(\{.*?)```", text, flags=re.DOTALL)
+    problem, attempts = "the reply holds no JSON object", 0
+    for part in [*fenced, text]:
+        start = part.find("{")
+        while start >= 0 and attempts < MAX_ATTEMPTS:
+            attempts += 1
+            try:
+                found = _DECODER.raw_decode(part, start)[0]
+                json.dumps(found, ensure_ascii=False).encode()  # refuses lone surrogates, which no file can hold
+                return dict(found)
+            except json.JSONDecodeError as error:
+                problem = f"the reply is not valid JSON: {error}"
+                # A brace of prose, as in {x}, is passed over; inside broken JSON no smaller object is looked for.
+                prose = not part.startswith("{") and not part[start + 1 : error.pos].strip()
+                start = part.find("{", start + 1) if prose else -1
+            except (ValueError, RecursionError) as error:
+                problem = f"the reply is not valid JSON: {first_line(error)}"
+                start = -1
+    raise ValueError(problem)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type's name."""
+    return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite, strict=False)

@@ -1,0 +1,118 @@
+"""The history of a study as a language model reads it: compact, bounded, the older trials shortened first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from agent.prompts import clip, one_line
+from agent.records import Comparison, History, Proposal, Score, Trial, Value
+
+TAIL = 1_200  # characters of a failed job's log, in full detail
+RECIPE = 1_500  # characters of a recipe
+PROSE = 300  # characters of a hypothesis, a reason or a lesson
+
+
+def scores_text(scores: Sequence[Score]) -> str:
+    """ "gsm8k 0.350 ± 0.048 (n=100)" for each benchmark."""
+    if not scores:
+        return "not scored"
+    return "; ".join(_score(score) for score in scores)
+
+
+def best_text(history: History) -> str:
+    """Which trial leads, with its scores and its recipe."""
+    best = next((trial for trial in history.trials if trial.number == history.best), None)
+    if best is None:
+        return "the base model, still unbeaten"
+    recipe = clip(recipe_text(best.proposal.recipe.train), RECIPE) if best.proposal else "unknown"
+    return f"trial {best.number}: {scores_text(best.scores)}, with {recipe}"
+
+
+def recipe_text(train: Mapping[str, Value]) -> str:
+    """A recipe's keys as compact JSON, sorted."""
+    return json.dumps(dict(sorted(train.items())), ensure_ascii=False)
+
+
+def pending_text(pending: Sequence[Proposal]) -> str:
+    """The proposals that are still running."""
+    return "\n".join(
+        f"- {one_line(one.change, PROSE)}: {clip(recipe_text(one.recipe.train), RECIPE)}" for one in pending
+    )
+
+
+def trials_text(history: History, defaults: Mapping[str, Value], limit: int) -> str:
+    """All finished trials in at most about `limit` characters.
+
+    The newest are told in full, older ones in a line each, the oldest not at all; the best is always told in full.
+    """
+    recipes = {trial.number: trial.proposal.recipe.train for trial in history.trials if trial.proposal}
+    told: list[str] = []
+    left = limit
+    for trial in reversed(history.trials):
+        full = _in_full(trial, recipes, defaults)
+        # Half of the room is for full accounts; the best's is never shortened away.
+        if trial.number == history.best or len(full) <= left - limit // 2:
+            text = full
+        elif len(line := _in_a_line(trial)) <= left:
+            text = line
+        else:
+            continue
+        told.append(text)
+        left -= len(text)
+    missing = len(history.trials) - len(told)
+    note = [f"({missing} earlier trials are left out)"] if missing else []
+    return "\n".join([*note, *reversed(told)])
+
+
+def _score(score: Score) -> str:
+    unscored = f", {score.unscored} unscored" if score.unscored else ""
+    return f"{score.benchmark} {score.mean:.3f} ± {score.stderr:.3f} (n={score.n}{unscored})"
+
+
+def _comparison(comparison: Comparison) -> str:
+    interval = f"[{comparison.low:+.3f}, {comparison.high:+.3f}]"
+    return f"{comparison.verdict}: {comparison.difference:+.3f} {interval} against {comparison.against}"
+
+
+def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults: Mapping[str, Value]) -> str:
+    lines = [f"trial {trial.number} ({trial.seconds:.0f} s)"]
+    if (proposal := trial.proposal) is not None:
+        parent = recipes.get(proposal.parent) if proposal.parent is not None else None
+        against = f"trial {proposal.parent}" if parent is not None else "the defaults"
+        changed = _difference({**defaults, **proposal.recipe.train}, {**defaults, **(parent or {})})
+        lines += [
+            f"  hypothesis: {one_line(proposal.hypothesis, PROSE)}",
+            f"  change: {one_line(proposal.change, PROSE)}",
+            f"  recipe: {clip(recipe_text(proposal.recipe.train), RECIPE)}",
+            f"  against {against}: {clip(changed, RECIPE) or 'no difference'}",
+        ]
+    if trial.comparison is not None:
+        lines += [f"  score: {scores_text(trial.scores)}", f"  verdict: {_comparison(trial.comparison)}"]
+        if trial.checkpoint is not None and trial.checkpoint.losses:
+            first, last = trial.checkpoint.losses[0], trial.checkpoint.losses[-1]
+            lines.append(f"  training loss: {first.loss:.3g} (step {first.step}) -> {last.loss:.3g} (step {last.step})")
+    if trial.failure is not None:
+        lines.append(f"  verdict: failed ({trial.failure.kind}): {one_line(trial.failure.reason, 2 * PROSE)}")
+        if trial.failure.tail:
+            tail = clip(trial.failure.tail.strip(), TAIL, keep_end=True)
+            lines += ["  end of the log:", *(f"    | {line}" for line in tail.splitlines())]
+    if trial.lesson:
+        lines.append(f"  lesson: {one_line(trial.lesson, PROSE)}")
+    return "\n".join(lines)
+
+
+def _in_a_line(trial: Trial) -> str:
+    change = one_line(trial.proposal.change, 100) if trial.proposal else "no proposal"
+    score = "" if trial.mean is None else f", score {trial.mean:.3f}"
+    return f"trial {trial.number}: {change}{score}, {trial.verdict}"
+
+
+def _difference(new: Mapping[str, Value], old: Mapping[str, Value]) -> str:
+    """ "learning_rate 1e-05 -> 0.001; packing unset -> True"."""
+    keys = sorted(key for key in {*new, *old} if new.get(key) != old.get(key))
+    return "; ".join(f"{key} {_value(old, key)} -> {_value(new, key)}" for key in keys)
+
+
+def _value(recipe: Mapping[str, Value], key: str) -> str:
+    return str(recipe[key]) if key in recipe else "unset"

@@ -1,0 +1,334 @@
+"""The proposer that is a language model: it writes a hypothesis and a recipe; the program checks, and asks again."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from agent.errors import MachineError, TrialFailed
+from agent.llm import ChatModel, EndpointError, Message, Reply
+from agent.prompts import clip, one_line, printable, render
+from agent.propose import Check
+from agent.propose.digest import best_text, pending_text, scores_text, trials_text
+from agent.records import History, Proposal, Recipe, Scalar, Usage, Value
+
+HISTORY = 24_000  # characters of the prompt for the finished trials
+KEYS = 24_000  # ... for the allowed keys
+EXAMPLES, EXAMPLE = 3, 600  # rows shown, characters of each
+FACTS = 2_000  # ... for each free text of the brief
+BAD_REPLY = 4_000  # ... of an unusable reply, when it is quoted back
+PROBLEMS, PROBLEM = 8, 500  # problems named in a repair turn, characters of each
+RECIPE = 8_000  # ... of a recipe as JSON
+PROSE = 600  # ... of each text that the model writes into a proposal
+
+
+class BenchmarkBrief(msgspec.Struct, frozen=True, kw_only=True):
+    """A benchmark as the model may know it; never a question of it."""
+
+    name: str
+    description: str
+    answer_format: str
+
+
+class StudyBrief(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model knows besides the history.
+
+    Attributes:
+        examples: A few training rows as text.
+        defaults: The recipe keys that hold where a proposal sets nothing.
+        budget: What is left of the call's budget, in words; asked anew for each proposal.
+    """
+
+    dataset: str
+    rows: int
+    columns: tuple[str, ...]
+    model: str
+    benchmarks: tuple[BenchmarkBrief, ...]
+    hardware: str
+    defaults: dict[str, Value]
+    model_facts: dict[str, str] = {}
+    examples: tuple[str, ...] = ()
+    budget: Callable[[], str] = lambda: "no limit"
+
+
+class AllowedKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe key that the model may set; `bounds` are the smallest and the largest value, None where open."""
+
+    name: str
+    type: Literal["bool", "int", "float", "str", "list"]
+    help: str = ""
+    default: Value = None
+    choices: tuple[Scalar, ...] = ()
+    bounds: tuple[float | None, float | None] = (None, None)
+
+
+class ProposalFailed(TrialFailed):
+    """No valid proposal came of all attempts; `usage` is what they consumed."""
+
+    def __init__(self, reason: str, tail: str, usage: Usage) -> None:
+        super().__init__("proposal", reason, tail)
+        self.usage = usage
+
+
+class _Draft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The reply's form."""
+
+    hypothesis: str
+    change: str
+    train: dict[str, Any]
+    reason: str = ""
+    expected: str = ""
+    parent: int | None = None
+
+
+class Writer:
+    """Implements `agent.propose.Proposer` with a chat model.
+
+    Args:
+        check: The scenario's verdict on a recipe.
+        allowed: The keys that are offered; `check` decides.
+        repairs: Further attempts for one proposal after an unusable reply.
+        transcript: JSONL file that receives every request and reply, without keys.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        brief: StudyBrief,
+        check: Check,
+        allowed: Sequence[AllowedKey],
+        repairs: int = 3,
+        transcript: Path | None = None,
+    ) -> None:
+        self._model = model
+        self._brief = brief
+        self._check = check
+        self._allowed = tuple(allowed)
+        self._repairs = repairs
+        self._transcript = transcript
+        self._schema = reply_schema(allowed)
+
+    @property
+    def name(self) -> str:
+        """The author of its proposals."""
+        return f"llm:{self._model.endpoint.model}"
+
+    def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
+        """The next proposal; raises ProposalFailed after too many unusable replies, EndpointError, BudgetEnded."""
+        messages = self._opening(history, pending)
+        usage = Usage()
+        problems: list[str] = []
+        text = ""
+        for turn in range(1 + self._repairs):
+            if turn:
+                messages += _repair_turn(text, problems, last=turn == self._repairs)
+            reply = self._ask(messages, usage)
+            usage += reply.usage
+            text = reply.text
+            proposal, problems = self._read(reply, history, pending)
+            if proposal is not None:
+                return msgspec.structs.replace(proposal, usage=usage)
+        reason = f"no valid proposal in {1 + self._repairs} replies; the last one: {_shortened(problems)}"
+        raise ProposalFailed(one_line(reason, 4 * PROSE), clip(printable(text), BAD_REPLY), usage)
+
+    def _opening(self, history: History, pending: Sequence[Proposal]) -> list[Message]:
+        brief = self._brief
+        system = render(
+            "propose_system",
+            brief=_bounded(brief),
+            keys=_keys_text(self._allowed),
+            defaults=json.dumps(brief.defaults, ensure_ascii=False),
+            examples="\n".join(clip(one_line(row, 10 * EXAMPLE), EXAMPLE) for row in brief.examples[:EXAMPLES]),
+        )
+        user = render(
+            "propose_user",
+            base=scores_text(history.base),
+            best=best_text(history),
+            budget=brief.budget(),
+            trials=trials_text(history, brief.defaults, HISTORY),
+            pending=clip(pending_text(pending), HISTORY // 4),
+        )
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+    def _ask(self, messages: list[Message], spent: Usage) -> Reply:
+        try:
+            reply = self._model.complete(messages, self._schema)
+        except EndpointError as error:
+            error.usage = spent + error.usage
+            self._record(messages, {"error": str(error)})
+            raise
+        self._record(messages, {"reply": reply.text, "problem": reply.problem, "usage": reply.usage})
+        return reply
+
+    def _read(self, reply: Reply, history: History, pending: Sequence[Proposal]) -> tuple[Proposal | None, list[str]]:
+        """A proposal, or the problems that the model is told."""
+        if reply.data is None:
+            return None, [reply.problem]
+        try:
+            draft = msgspec.convert(reply.data, _Draft)
+        except (msgspec.ValidationError, RecursionError) as error:
+            return None, [str(error)]
+        recipe = Recipe(train=draft.train)
+        problems = _form_problems(draft, {trial.number for trial in history.trials})
+        problems = problems or self._check(recipe) or self._repeats(recipe, history, pending)
+        if problems:
+            return None, problems
+        proposal = Proposal(
+            hypothesis=one_line(draft.hypothesis, PROSE),
+            change=one_line(draft.change, PROSE),
+            reason=one_line(draft.reason, PROSE),
+            expected=one_line(draft.expected, PROSE),
+            recipe=recipe,
+            parent=draft.parent,
+            author=self.name,
+        )
+        return proposal, []
+
+    def _repeats(self, recipe: Recipe, history: History, pending: Sequence[Proposal]) -> list[str]:
+        """That a recipe was tried before, or is being tried."""
+        defaults = self._brief.defaults
+        wanted = canonical(recipe.train, defaults)
+        for trial in history.trials:
+            if trial.proposal is not None and canonical(trial.proposal.recipe.train, defaults) == wanted:
+                return [f"this recipe equals that of trial {trial.number} ({trial.verdict}); propose another one"]
+        if any(canonical(other.recipe.train, defaults) == wanted for other in pending):
+            return ["this recipe equals one that is still running; propose another one"]
+        return []
+
+    def _record(self, messages: list[Message], outcome: dict[str, object]) -> None:
+        if self._transcript is None:
+            return
+        endpoint = self._model.endpoint
+        said = [{**message, "content": endpoint.redact(message["content"])} for message in messages]
+        entry = {"time": time.time(), "model": endpoint.model, "messages": said, **outcome}
+        line = msgspec.json.encode(entry).decode()
+        try:
+            self._transcript.parent.mkdir(parents=True, exist_ok=True)
+            with self._transcript.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise MachineError(f"{self._transcript}: cannot be written: {error.strerror}", "free the disk") from error
+
+
+def reply_schema(allowed: Sequence[AllowedKey]) -> dict[str, Any]:
+    """The JSON schema of a reply, for endpoints that constrain their models with one."""
+    prose = {"type": "string"}
+    train = {"type": "object", "properties": {key.name: _key_schema(key) for key in allowed}}
+    return {
+        "type": "object",
+        "properties": {
+            "hypothesis": prose,
+            "reason": prose,
+            "expected": prose,
+            "change": prose,
+            "parent": {"type": ["integer", "null"]},
+            "train": train | {"additionalProperties": False},
+        },
+        "required": ["hypothesis", "reason", "expected", "change", "parent", "train"],
+        "additionalProperties": False,
+    }
+
+
+def canonical(train: Mapping[str, Value], defaults: Mapping[str, Value]) -> str:
+    """One text for all ways to write a recipe: defaults and order do not count, and 1.0 is 1."""
+    plain = {key: _plain_number(value) for key, value in train.items()}
+    usual = {key: _plain_number(value) for key, value in defaults.items()}
+    told = {key: value for key, value in plain.items() if repr(value) != repr(usual.get(key))}
+    return json.dumps(told, sort_keys=True)
+
+
+def _plain_number(value: Value) -> Value:
+    """`value`, with whole numbers as int and strings that spell a number ("1e-3") as that number."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    if not isinstance(number, float) or not math.isfinite(number):
+        return value
+    return int(number) if number.is_integer() else number
+
+
+def _key_schema(key: AllowedKey) -> dict[str, Any]:
+    if key.choices:
+        return {"enum": list(key.choices)}
+    names = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "list": "array"}
+    schema: dict[str, Any] = {"type": names[key.type]}
+    if key.type == "list":
+        schema["items"] = {"type": ["string", "number", "boolean", "null"]}
+    for name, bound in zip(("minimum", "maximum"), key.bounds, strict=True):
+        if bound is not None:
+            schema[name] = bound
+    return schema
+
+
+def _keys_text(allowed: Sequence[AllowedKey]) -> str:
+    """One line a key; where there are too many, the help is shortened before names are."""
+    text = ""
+    for help_length in (200, 80, 0):
+        text = "\n".join(_key_line(key, help_length) for key in allowed)
+        if len(text) <= KEYS:
+            break
+    return clip(text, KEYS)
+
+
+def _key_line(key: AllowedKey, help_length: int) -> str:
+    low, high = key.bounds
+    values = f" one of {json.dumps(list(key.choices))}" if key.choices else ""
+    if low is not None or high is not None:
+        values += f" from {'any' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'}"
+    about = f": {clip(one_line(key.help, 1_000), help_length)}" if help_length and key.help else ""
+    return f"{key.name} ({key.type}, default {json.dumps(key.default)}{values}){about}"
+
+
+def _bounded(brief: StudyBrief) -> StudyBrief:
+    """The brief with every free text on one line of bounded length."""
+    return msgspec.structs.replace(
+        brief,
+        columns=tuple(one_line(column, 100) for column in brief.columns[:50]),
+        hardware=one_line(brief.hardware, FACTS),
+        model_facts={name: one_line(value, FACTS // 10) for name, value in brief.model_facts.items()},
+        benchmarks=tuple(
+            BenchmarkBrief(
+                name=one.name,
+                description=one_line(one.description, FACTS),
+                answer_format=one_line(one.answer_format, FACTS),
+            )
+            for one in brief.benchmarks
+        ),
+    )
+
+
+def _form_problems(draft: _Draft, numbers: set[int]) -> list[str]:
+    """What no type says: empty texts, an unknown parent, values that no recipe can hold."""
+    problems = [f"{name} is empty" for name in ("hypothesis", "change") if not getattr(draft, name).strip()]
+    if draft.parent is not None and draft.parent not in numbers:
+        known = ", ".join(map(str, sorted(numbers)[-20:])) or "none yet"
+        problems.append(f"parent {draft.parent} is no finished trial (finished: {known}); use one of them, or null")
+    if len(json.dumps(draft.train)) > RECIPE:
+        return [*problems, f"train is longer than {RECIPE} characters"]
+    for key, value in draft.train.items():
+        if isinstance(value, dict) or (
+            isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
+        ):
+            problems.append(f"train.{key}: must be a number, a string, true, false, null or a flat list")
+        elif isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"train.{key}: must be finite")
+    return problems
+
+
+def _repair_turn(text: str, problems: Sequence[str], *, last: bool) -> list[Message]:
+    quoted = "\n".join(f"- {clip(problem, PROBLEM)}" for problem in problems[:PROBLEMS])
+    return [
+        {"role": "assistant", "content": clip(text, BAD_REPLY) or "(an empty reply)"},
+        {"role": "user", "content": render("repair", problems=quoted, last=last)},
+    ]
+
+
+def _shortened(problems: Sequence[str]) -> str:
+    return "; ".join(clip(problem, PROBLEM) for problem in problems[:PROBLEMS])
