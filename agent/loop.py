@@ -13,27 +13,14 @@ if __name__ == "__main__":  # run as a script: be `agent.loop`, loaded once, wit
     sys.modules["agent.loop"] = sys.modules["__main__"]
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, TrialFailed
 from agent.options import parse
-from agent.propose import Proposer
 from agent.records import Checked, Checkpoint, Comparison, MiniRun, Proposal, Score, Scores, Sealed, Trial
-from agent.study import BASE, Study
-from scenarios import Scenario
+from agent.study import BASE, Lab
 
 INVALID_IN_A_ROW = 5
 """So many trials without a valid proposal end the study: the proposer is not going to recover by itself."""
-
-
-@dataclass(frozen=True)
-class Lab:
-    """What the loop works with; joined in agent/wiring.py."""
-
-    study: Study
-    proposer: Proposer
-    scenario: Scenario
-    output: Path
 
 
 def run_call(lab: Lab) -> str:

@@ -29,11 +29,12 @@ from agent.journal import (
     TrialEnded,
     encode,
 )
+from agent.propose import Proposer
 from agent.records import STAGES, Failure, History, MiniRun, Proposal, Scores, Sealed, StudyReport, Trial, Usage
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory
-from scenarios import Bench, Progress
+from scenarios import Bench, Progress, Scenario
 
 BASE = 0
 """The base model's place among the trial numbers."""
@@ -158,16 +159,17 @@ class Study:
             result = work(self._bench(trial, stage))
         except TrialFailed as finding:
             failure = Failure(kind=finding.kind, reason=finding.reason, tail=finding.tail)  # type: ignore[arg-type]
-            usage = getattr(finding, "usage", None)
-            self._end_stage(trial, stage, "failed", time.monotonic() - started, failure=failure, usage=usage)
+            self._end_stage(
+                trial, stage, "failed", time.monotonic() - started, failure=failure, usage=_consumed(finding)
+            )
             if counted:
                 self.budget.count_stage()
             raise
         except (KeyboardInterrupt, BudgetEnded):
             self._end_stage(trial, stage, "stopped", time.monotonic() - started)
             raise
-        except BaseException:
-            self._end_stage(trial, stage, "broken", time.monotonic() - started)
+        except BaseException as error:
+            self._end_stage(trial, stage, "broken", time.monotonic() - started, usage=_consumed(error))
             raise
         usage = result.usage if isinstance(result, Proposal) else None
         self._end_stage(trial, stage, "done", time.monotonic() - started, result=encode(result), usage=usage)
@@ -267,6 +269,16 @@ class Study:
         self.journal.append(OutputWritten(at=self.journal.now(), trial=winner.number, path=str(output)))
 
 
+@dataclass(frozen=True)
+class Lab:
+    """What the loop works with; joined in agent/wiring.py. `output` receives the winner."""
+
+    study: Study
+    proposer: Proposer
+    scenario: Scenario
+    output: Path
+
+
 def allowance(calls: list[Call], loop_n: int | None, step_n: int | None) -> tuple[int | None, int | None]:
     """Trials and stages that a call may complete: its own count, after what a killed call still owed."""
     owed_trials = owed_stages = 0
@@ -305,6 +317,12 @@ def study_report(journal: Journal, directory: Path) -> StudyReport:
 def _counted(trial: int, stage: str) -> bool:
     """Whether a stage belongs to a trial; base scoring and sealed test do not, and are retried if they fail."""
     return trial != BASE and stage in STAGES
+
+
+def _consumed(error: BaseException) -> Usage | None:
+    """What a language model had consumed when it failed; its errors carry that, others have none."""
+    usage = getattr(error, "usage", None)
+    return usage if isinstance(usage, Usage) else None
 
 
 def _place(trial: int) -> str:

@@ -16,10 +16,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.errors",),
     ("agent.records",),
     ("agent.resources", "agent.settings", "agent.options", "agent.journal", "agent.budget", "agent.store"),
-    ("agent.run", "agent.hub", "agent.llm", "agent.accept", "agent.space", "agent.prompts"),
+    ("agent.run", "agent.hardware", "agent.hub", "agent.llm", "agent.accept", "agent.space", "agent.prompts"),
     ("scenarios",),
     ("agent.propose", "agent.report"),
     ("agent.study",),
+    ("agent.briefing",),
     ("agent.wiring",),
     ("agent.loop",),
     ("agent.cli",),
@@ -61,13 +62,8 @@ def upward(module: str, imported: str) -> bool:
     mine, theirs = layer(module), layer(imported)
     if mine is None or theirs is None:
         return False
-    same_package = module.rsplit(".", 1)[0] == imported.rsplit(".", 1)[0] != "agent" or imported in module
-    return theirs > mine or (theirs == mine and not same_package and not _one_package(module, imported))
-
-
-def _one_package(module: str, imported: str) -> bool:
-    """Whether both lie in one package below the top level (agent.run, scenarios.finetune)."""
-    return len(module.split(".")) > 2 and module.split(".")[:2] == imported.split(".")[:2]
+    one_package = module.split(".")[:2] == imported.split(".")[:2] or module.startswith(f"{imported}.")
+    return theirs > mine or (theirs == mine and not one_package)
 
 
 @pytest.mark.parametrize("module", modules())

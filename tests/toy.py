@@ -27,7 +27,7 @@ from agent import accept
 from agent.budget import Budget
 from agent.errors import TrialFailed
 from agent.journal import Journal, StudyOpened
-from agent.loop import Lab, run_call
+from agent.loop import run_call
 from agent.propose import Proposer
 from agent.propose.tpe import Tpe
 from agent.records import (
@@ -51,7 +51,7 @@ from agent.run import EnvironmentName, Job, Mount, Outcome, Runner, Say, Watch
 from agent.run.local import LocalRunner
 from agent.space import Float, Parameter, Space
 from agent.store import StudyPaths, locked
-from agent.study import Study, allowance
+from agent.study import Lab, Study, allowance
 from scenarios import Bench
 
 QUESTIONS = 100

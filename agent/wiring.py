@@ -1,0 +1,393 @@
+"""The one place where everything is joined: settings, data, model, benchmarks, runner, proposer, scenario, study."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent import accept, hardware, hub
+from agent.briefing import allowed_keys, study_brief
+from agent.budget import Budget
+from agent.errors import StudyError, UsageError
+from agent.hardware import Hardware
+from agent.journal import FORMAT, Journal, StudyOpened
+from agent.options import LoopOptions
+from agent.propose import Proposer
+from agent.records import Identity
+from agent.report import View
+from agent.report.live import make_view
+from agent.report.markdown import write_report
+from agent.report.summary import summary
+from agent.report.words import duration
+from agent.run import Runner, Say
+from agent.settings import Settings, load
+from agent.store import IndexEntry, StudyPaths, Workspace, empty_directory, locked, new_entry, study_id
+from agent.study import Lab, StageBench, Study, allowance, study_report
+from scenarios.finetune import data, demo, training
+from scenarios.finetune.benchmarks import Benchmark, resolve
+from scenarios.finetune.models import ModelInfo, choose_model, inspect, weights_hash
+from scenarios.finetune.scenario import FineTune
+from scenarios.finetune.space import default_space
+from scenarios.finetune.training import TrainingPlan
+
+if TYPE_CHECKING:
+    from agent.llm import ChatModel
+
+DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
+"""Downloaded where none is named and none on disk fits: small, freely licensed, with a chat template."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is studied: the data, the base model and what it is measured by."""
+
+    dataset: str
+    data_path: Path
+    columns: dict[str, str] | None
+    model: str
+    info: ModelInfo
+    weights: str
+    benchmarks: tuple[Benchmark, ...]
+    identity: Identity
+
+
+@contextmanager
+def connect(options: LoopOptions) -> Iterator[Lab]:
+    """One call's laboratory, from the command line; prints the summary and writes the report when it closes."""
+    settings = _settings(options)
+    workspace = Workspace(settings.workspace())
+    view = make_view(sys.stdout)
+    try:
+        with _terminated_like_ctrl_c():
+            for note in settings.notes():
+                view.say(note)
+            machine = hardware.look()
+            runner = choose_runner(settings, view.say)
+            subject = gather(options, settings, workspace, runner, machine, view)
+            paths = workspace.study(study_id(subject.identity))
+            with locked(paths):
+                yield from _at_work(options, settings, workspace, runner, machine, subject, paths, view)
+    finally:
+        view.close()
+
+
+def _at_work(
+    options: LoopOptions,
+    settings: Settings,
+    workspace: Workspace,
+    runner: Runner,
+    machine: Hardware,
+    subject: Subject,
+    paths: StudyPaths,
+    view: View,
+) -> Iterator[Lab]:
+    for name in runner.reap():
+        view.say(f"ended what a killed call had left running: {name}")
+    journal = open_journal(paths, subject.identity)
+    workspace.enter(new_entry(paths.root.name, subject.identity, paths.root))
+    plan = training_plan(settings, subject, machine, paths)
+    scenario = FineTune(
+        plan=plan,
+        benchmarks=subject.benchmarks,
+        limit=settings.benchmark_limit,
+        timeout=settings.benchmark_timeout,
+        cache=workspace.scores,
+        weights=subject.weights,
+    )
+    trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
+    budget = Budget(trials, stages, options.timeout)
+    proposer = choose_proposer(settings, subject, scenario, machine, budget, paths, view.say)
+    study = Study(paths.root.name, paths, journal, runner, view, budget)
+    view.plan(_plan_rows(subject, plan, settings, machine, runner.name, proposer.name, trials, stages, options, paths))
+    for line in sensitivity(subject.benchmarks, settings.benchmark_limit):
+        view.say(line)
+    study.start_call(proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages)
+    try:
+        yield Lab(study=study, proposer=proposer, scenario=scenario, output=workspace.output(study.name))
+    finally:
+        view.close()
+        show(journal, paths, subject.info.path)
+        journal.close()
+
+
+def report(study: str | None) -> int:
+    """Print what a study found so far, and write its report.md; the newest study where none is named."""
+    settings = load({}, None, os.environ, Path.cwd())
+    workspace = Workspace(settings.workspace())
+    entry = _find(workspace.index(), study)
+    paths = StudyPaths(Path(entry.path))
+    model = hub.find("model", entry.model, workspace.root)
+    show(Journal(paths.journal), paths, str(model.path) if model else None)
+    return 0
+
+
+def _find(entries: list[IndexEntry], study: str | None) -> IndexEntry:
+    studies = [entry for entry in entries if entry.kind == "study"]
+    fitting = [entry for entry in studies if study is None or entry.id.startswith(study)]
+    if not fitting:
+        known = ", ".join(entry.id for entry in studies) or "none yet"
+        raise UsageError(f"no study {study!r} in this workspace" if study else "no study here", f"studies: {known}")
+    if study is not None and len(fitting) > 1 and study not in [entry.id for entry in fitting]:
+        raise UsageError(f"{study!r} could be {', '.join(entry.id for entry in fitting)}", "write more of its name")
+    return next((entry for entry in fitting if entry.id == study), fitting[-1])
+
+
+def show(journal: Journal, paths: StudyPaths, base_path: str | None) -> None:
+    """Write report.md and print the summary."""
+    if journal.state.identity is None:
+        return
+    found = study_report(journal, paths.root)
+    written = write_report(found, paths.root, base_path=base_path)
+    tty = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = min(120, shutil.get_terminal_size((100, 24)).columns) if tty else 100
+    print(summary(found, width=width, color=tty, report_path=str(written), base_path=base_path), flush=True)
+
+
+# The parts
+
+
+def _settings(options: LoopOptions) -> Settings:
+    config = Path(options.config) if options.config else None
+    settings = load(options.settings(), config, os.environ, Path.cwd())
+    settings.export(os.environ)  # HF_TOKEN and the like, for the hub's client
+    return settings
+
+
+def choose_runner(settings: Settings, say: Say) -> Runner:
+    """The runner asked for, or docker if an engine answers; says which and why."""
+    from agent.run.containers import DockerRunner, connect, docker_answers
+    from agent.run.environments import Environments
+    from agent.run.local import LocalRunner
+
+    why_not = None
+    if settings.runner == "docker" or (settings.runner == "auto" and (why_not := docker_answers()) is None):
+        say("runner: docker" + (", because an engine answers" if settings.runner == "auto" else ""))
+        return DockerRunner(connect())
+    say("runner: local" + (f", because {why_not}" if why_not else ""))
+    named = settings.origin("environments") != "default"
+    return LocalRunner(Environments(settings.environments if named else None))
+
+
+def gather(
+    options: LoopOptions, settings: Settings, workspace: Workspace, runner: Runner, machine: Hardware, view: View
+) -> Subject:
+    """Find, download or make data, model and benchmarks."""
+    names, folder = settings.benchmark_datasets, None
+    if options.dataset.startswith("demo/"):
+        folder = make_demo(options.dataset, workspace)
+        data_path = folder / demo.TRAIN_FILE
+        if settings.origin("benchmark_datasets") == "default":
+            names = (options.dataset.removeprefix("demo/"),)
+    else:
+        data_path = hub.fetch("dataset", options.dataset, workspace.root, view.say).path
+    recognised = data.recognise(data_path, settings.columns)
+    for line in recognised.left_out:
+        view.say(line)
+
+    def fetch(dataset: str, target: Path) -> Path:
+        return hub.fetch("dataset", dataset, workspace.root, view.say).path
+
+    benchmarks = resolve(names, workspace.root, fetch, folder)
+    runner.ready("train", view.say)
+    runner.ready("bench", view.say)
+    model, path = choose_base(options, workspace, runner, machine, view)
+    info = inspect(path)
+    weights = weights_hash(path)
+    identity = Identity(
+        dataset=options.dataset,
+        dataset_fingerprint=data.fingerprint(data_path, settings.columns),
+        model=model,
+        model_fingerprint=weights,
+        benchmarks=tuple(benchmark.name for benchmark in benchmarks),
+        limit=settings.benchmark_limit,
+        generation={
+            "template": settings.template,
+            "cutoff_len": settings.cutoff_len,
+            "benchmarks": {b.name: {"fingerprint": b.fingerprint, "fewshots": b.fewshots} for b in benchmarks},
+        },
+    )
+    return Subject(options.dataset, data_path, settings.columns, model, info, weights, benchmarks, identity)
+
+
+def make_demo(name: str, workspace: Workspace) -> Path:
+    """Make a demo's data in the workspace; UsageError for a demo that there is not."""
+    if name not in demo.DEMO:
+        raise UsageError(f"there is no demo data set {name!r}", f"choose one of {', '.join(demo.DEMO)}")
+    folder = workspace.root / "datasets" / name
+    demo.make_data(folder, name)
+    return folder
+
+
+def choose_base(
+    options: LoopOptions, workspace: Workspace, runner: Runner, machine: Hardware, view: View
+) -> tuple[str, Path]:
+    """The base model's name and directory: as named, else the demo's, else the best on disk, else downloaded."""
+    name = options.model
+    if name is None and options.dataset in demo.DEMO:
+        name = demo.DEMO[options.dataset].model
+        view.say(f"model: {name}, the one that the demo is made for")
+    if name == demo.MODEL:
+        path = workspace.root / "models" / name
+        directory = empty_directory(workspace.root / "models" / ".making")
+        demo.make_model(StageBench(directory, "make-demo-model", {}, runner, Budget(), view), path)
+        shutil.rmtree(directory)
+        return name, path
+    if name is None and (found := choose_model(workspace.root / "models", machine.device_memory)) is not None:
+        path, reason = found
+        view.say(f"model: {path.relative_to(workspace.root / 'models')}, {reason}")
+        return str(path.relative_to(workspace.root / "models")), path
+    if name is None:
+        name = DEFAULT_MODEL
+        view.say(f"model: {name}, because none was named and none in {workspace.root / 'models'} fits")
+    return name, hub.fetch("model", name, workspace.root, view.say).path
+
+
+def open_journal(paths: StudyPaths, identity: Identity) -> Journal:
+    """The study's journal, begun where it is new."""
+    journal = Journal(paths.journal)
+    if journal.state.identity is None:
+        journal.append(StudyOpened(at=journal.now(), format=FORMAT, study=paths.root.name, identity=identity))
+    elif journal.state.identity != identity:
+        raise StudyError(f"{paths.journal} belongs to another study", "move that directory away")
+    return journal
+
+
+def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths: StudyPaths) -> TrainingPlan:
+    """What is the same for all trainings; writes the study's copy of the data."""
+    recognised = data.recognise(subject.data_path, subject.columns)
+    context = subject.info.context or settings.cutoff_len
+    epochs = 3.0  # LLaMA-Factory's default
+    return TrainingPlan(
+        model=subject.info,
+        data=data.write(recognised, paths.data),
+        cutoff_len=min(settings.cutoff_len, context),
+        template=settings.template,
+        default_epochs=min(epochs, settings.max_epochs),
+        max_epochs=settings.max_epochs,
+        debug_timeout=settings.debug_timeout,
+        full_timeout=settings.full_timeout,
+        threads=training.threads_for(subject.info, machine.cores),
+        device="cuda" if machine.gpus else "cpu",
+    )
+
+
+def choose_proposer(
+    settings: Settings,
+    subject: Subject,
+    scenario: FineTune,
+    machine: Hardware,
+    budget: Budget,
+    paths: StudyPaths,
+    say: Say,
+) -> Proposer:
+    """The proposer asked for, or the language model if an endpoint is configured; says which and why."""
+    from agent.propose.tpe import Tpe
+
+    endpoint = settings.chat_endpoint()
+    if settings.proposer == "llm" and endpoint is None:
+        raise UsageError(
+            "--proposer llm needs an endpoint, and none is configured",
+            "set FT_CHAT_API_BASE or FT_CHAT_API_KEY (or OPENAI_API_KEY), or use --proposer tpe",
+        )
+    if settings.proposer == "tpe" or endpoint is None:
+        reason = ", because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)"
+        say("proposer: tpe" + (reason if settings.proposer == "auto" else ""))
+        return Tpe(default_space(), scenario.problems, settings.proposer_seed)
+    from agent.propose.writer import Writer
+
+    model = chat_model(settings, budget)
+    say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
+    left = budget.left
+    brief = study_brief(
+        subject.dataset,
+        subject.model,
+        scenario.plan,
+        subject.benchmarks,
+        machine,
+        lambda: "no time limit" if (seconds := left()) is None else f"{duration(seconds)} of this call are left",
+    )
+    return Writer(model, brief, scenario.problems, allowed_keys(), transcript=paths.transcript)
+
+
+def chat_model(settings: Settings, budget: Budget) -> ChatModel:
+    """The language model behind the configured endpoint."""
+    from agent.llm import ChatModel, Endpoint, Price, Secret
+
+    found = settings.chat_endpoint()
+    assert found is not None
+    endpoint = Endpoint(
+        model=found.model, base_url=found.base_url, key=Secret(found.api_key) if found.api_key else None
+    )
+    price = Price(input=settings.price_input, output=settings.price_output)
+    return ChatModel(endpoint, price, timeout=settings.llm_timeout, left=budget.left)
+
+
+def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterator[str]:
+    """What each benchmark's search half can show at all, said before anything is spent."""
+    for benchmark in benchmarks:
+        n = len(benchmark.halves.take("search", limit))
+        smallest = accept.detectable(n)
+        if smallest >= 1.0:
+            yield f"{benchmark.name}: {n} questions to search with are too few to prove any difference: undecidable"
+        else:
+            gain = f"a gain of {smallest * 100:.0f} points would be found"
+            yield f"{benchmark.name}: {n} questions to search with; {gain}"
+        if benchmark.halves.duplicates:
+            yield f"{benchmark.name}: {benchmark.halves.duplicates} repeated questions are asked once"
+
+
+def _plan_rows(
+    subject: Subject,
+    plan: TrainingPlan,
+    settings: Settings,
+    machine: Hardware,
+    runner: str,
+    proposer: str,
+    trials: int | None,
+    stages: int | None,
+    options: LoopOptions,
+    paths: StudyPaths,
+) -> list[tuple[str, str]]:
+    limits = [f"{trials} trials" if trials is not None else "", f"{stages} stages" if stages is not None else ""]
+    limits.append(duration(options.timeout) if options.timeout is not None else "")
+    dropped = f", {plan.data.dropped:,} empty rows dropped" if plan.data.dropped else ""
+    return [
+        ("data set", f"{subject.dataset}: {plan.data.rows:,} rows ({plan.data.format}){dropped}"),
+        ("model", f"{subject.model}: {subject.info.parameters / 1e6:,.1f} M parameters, {plan.device}"),
+        ("benchmarks", ", ".join(benchmark.name for benchmark in subject.benchmarks)),
+        ("machine", f"{machine}; runner {runner}"),
+        ("proposer", proposer),
+        ("budget", ", ".join(filter(None, limits)) or "no limit: runs until Ctrl-C, or until nothing can be better"),
+        ("study", str(paths.root)),
+    ]
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM stops a call as Ctrl-C does: the stage is recorded, the job ended."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# What would be done
+
+
+def dry_run(options: LoopOptions) -> int:
+    """Print what a call would do, without a network, a job or a file written."""
+    raise NotImplementedError(msgspec.json.encode(options))
