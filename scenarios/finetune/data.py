@@ -1,0 +1,332 @@
+"""Training data: finds the train split's files, recognises their columns, and writes what LLaMA-Factory reads.
+
+Whatever the data looked like, a training gets one canonical JSON Lines file that holds only the mapped columns, as
+strings, and a `dataset_info.json` that names no other file, hub or script. Nothing in the data can reach further.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from agent.errors import UsageError
+from scenarios.finetune.rows import SUFFIXES, Row, read, suffix
+
+ROLES = ("prompt", "query", "response", "system", "messages")
+FORMATS: tuple[tuple[str, dict[str, str]], ...] = (  # the first whose columns hold something wins
+    ("chat", {"messages": "messages"}),
+    ("sharegpt", {"messages": "conversations"}),
+    ("sharegpt", {"messages": "conversation"}),
+    ("alpaca", {"prompt": "instruction", "query": "input", "response": "output"}),
+    ("dolly", {"prompt": "instruction", "query": "context", "response": "response"}),
+    ("prompt/completion", {"prompt": "prompt", "response": "completion"}),
+    ("prompt/response", {"prompt": "prompt", "response": "response"}),
+    ("question/answer", {"prompt": "question", "response": "answer"}),
+    ("question/response", {"prompt": "question", "response": "response"}),
+    ("problem/solution", {"prompt": "problem", "response": "solution"}),
+    ("problem/answer", {"prompt": "problem", "response": "answer"}),
+    ("query/response", {"prompt": "query", "response": "response"}),
+    ("input/output", {"prompt": "input", "response": "output"}),
+)
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+TRAIN = {"train", "training"}
+HELD_OUT = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"}
+NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
+PREFERRED = ("main", "default", "all")  # of several configurations that overlap
+SAMPLED = 50
+LONGEST = 64
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """Which files to train on, and what their columns mean.
+
+    Attributes:
+        root: The file or directory that was named. files: The chosen ones, sorted.
+        format: Name of the recognised layout, or "columns" for an explicit map.
+        columns: Role -> column.
+        left_out: What was not chosen and why, one line each, for people.
+    """
+
+    root: str
+    files: tuple[str, ...]
+    format: str
+    columns: dict[str, str]
+    left_out: tuple[str, ...] = ()
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """Data as LLaMA-Factory reads it: `name` in the `dataset_info.json` of `directory`.
+
+    Attributes:
+        rows: Rows written. dropped: Rows left out because prompt or response was empty or no text.
+        fingerprint: sha256 of the chosen files' content and the column map; no path or time is in it.
+        format: As recognised. left_out: Files that were not used, and why.
+    """
+
+    directory: str
+    name: str
+    rows: int
+    dropped: int
+    fingerprint: str
+    format: str
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def longest(self) -> Path:
+        """The longest rows, longest first: a mini-run on them needs as much memory as any step can."""
+        return Path(self.directory) / "longest.jsonl"
+
+
+def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
+    """Choose the training files below `path` and recognise their columns.
+
+    Args:
+        path: A JSON, JSON Lines, CSV or Parquet file, or a directory of them (a hub snapshot, say).
+        columns: Role -> column, instead of recognising: "prompt" and "response", or "messages"; "query", "system".
+
+    Raises:
+        UsageError: Nothing usable is there; the message names what was found.
+    """
+    if not path.exists():
+        raise UsageError(f"data set {path} does not exist", "give a file or directory, or a data set's name on the hub")
+    files, left_out = ([path], []) if path.is_file() else _choose(path)
+    if path.is_file() and suffix(path) not in SUFFIXES:
+        raise UsageError(f"{path} is not a data file", f"supported: {', '.join(SUFFIXES)}")
+    sample = list(islice(read(files[0]), SAMPLED))
+    if not sample:
+        raise UsageError(f"{files[0]} holds no rows", "a data set needs at least one row")
+    form, mapped = _explicit(sample, columns, files[0]) if columns else _recognise(sample, files[0])
+    return Dataset(root=str(path), files=tuple(map(str, files)), format=form, columns=mapped, left_out=tuple(left_out))
+
+
+def fingerprint(path: Path, columns: Mapping[str, str] | None = None) -> str:
+    """sha256 of the content that would be trained on: the chosen files, in order, and the column map."""
+    return _fingerprint(recognise(path, columns))
+
+
+def write(dataset: Dataset, directory: Path) -> Prepared:
+    """Write the canonical data set; one that is already there, of the same content, is kept.
+
+    Raises:
+        UsageError: A file cannot be read, or no row is usable.
+    """
+    digest = _fingerprint(dataset)
+    done = directory / "prepared.json"
+    if done.exists():
+        kept = msgspec.json.decode(done.read_bytes(), type=Prepared)
+        if kept.fingerprint == digest and (directory / "train.jsonl").exists() and kept.longest.exists():
+            return msgspec.structs.replace(kept, directory=str(directory))
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = dropped = 0
+    longest: list[tuple[int, int, str]] = []
+    with _replacing(directory / "train.jsonl") as target:
+        for canonical in _canonical_rows(dataset):
+            if canonical is None:
+                dropped += 1
+                continue
+            line = json.dumps(canonical, ensure_ascii=False)
+            target.write(line + "\n")
+            entry = (len(line), -rows, line)
+            heapq.heappush(longest, entry) if len(longest) < LONGEST else heapq.heappushpop(longest, entry)
+            rows += 1
+    if not rows:
+        raise UsageError(
+            f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
+            f"columns used: {_as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
+        )
+    with _replacing(directory / "longest.jsonl") as target:
+        target.writelines(f"{line}\n" for _, _, line in sorted(longest, reverse=True))
+    (directory / "dataset_info.json").write_text(json.dumps(info(dataset.columns), indent=2) + "\n")
+    prepared = Prepared(
+        directory=str(directory),
+        name="train",
+        rows=rows,
+        dropped=dropped,
+        fingerprint=digest,
+        format=dataset.format,
+        left_out=dataset.left_out,
+    )
+    done.write_bytes(msgspec.json.encode(prepared))
+    return prepared
+
+
+def info(columns: Mapping[str, str], name: str = "train") -> dict[str, Any]:
+    """LLaMA-Factory's `dataset_info.json` for a canonical file `<name>.jsonl` with these roles."""
+    if "messages" in columns:
+        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        entry = {
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {**tags, "system_tag": "system"},
+        }
+    else:
+        entry = {"formatting": "alpaca", "columns": {role: role for role in ROLES if role in columns}}
+    return {name: {"file_name": f"{name}.jsonl", **entry}}
+
+
+def _choose(root: Path) -> tuple[list[Path], list[str]]:
+    """The training files below a directory, and lines about those left out."""
+    inside = sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+    )
+    if not inside:
+        raise UsageError(f"data set {root} is an empty directory", f"put data files into it: {', '.join(SUFFIXES)}")
+    data = [path for path in inside if suffix(path) in SUFFIXES and path.name not in NO_DATA]
+    if not data:
+        names = ", ".join(str(path.relative_to(root)) for path in inside[:5])
+        raise UsageError(f"data set {root} holds no data files, only {names}", f"supported: {', '.join(SUFFIXES)}")
+    split = {path: _split(path.relative_to(root)) for path in data}
+    wanted = "train" if "train" in split.values() else "unnamed"
+    chosen = [path for path in data if split[path] == wanted]
+    if not chosen:
+        names = ", ".join(str(path.relative_to(root)) for path in data[:5])
+        raise UsageError(f"data set {root} has no training split, only {names}", "name the file to train on itself")
+    left_out = [f"{path.relative_to(root)}: not the training split" for path in data if split[path] != wanted]
+    chosen, twice = _once(chosen)
+    chosen, overlapping = _configuration(root, chosen)
+    return chosen, left_out + [f"{path.relative_to(root)}: {why}" for path, why in twice + overlapping]
+
+
+def _split(relative: Path) -> str:
+    """ "train", "held out", or "unnamed"; the file's name says more than its directories."""
+    for part in (relative.name, *reversed(relative.parent.parts)):
+        words = set(part.lower().replace("-", " ").replace("_", " ").replace(".", " ").split())
+        if words & TRAIN:
+            return "train"
+        if words & HELD_OUT:
+            return "held out"
+    return "unnamed"
+
+
+def _once(files: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Of files that differ by their suffix alone, the one that types its columns best (Parquet, JSON, then CSV)."""
+    best: dict[Path, Path] = {}
+    for path in files:
+        stem = path.with_name(path.name.removesuffix(suffix(path)))
+        rival = best.get(stem)
+        if rival is None or SUFFIXES.index(suffix(path)) < SUFFIXES.index(suffix(rival)):
+            best[stem] = path
+    kept = set(best.values())
+    return sorted(kept), [(path, "the same data in another format") for path in files if path not in kept]
+
+
+def _configuration(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Of a hub data set's configurations, `main` where there is one (it overlaps with the others), else all."""
+    configurations: dict[str, list[Path]] = {}
+    for path in files:
+        parts = [part for part in path.relative_to(root).parts[:-1] if part != "data" and part.lower() not in TRAIN]
+        configurations.setdefault(parts[0] if parts else "", []).append(path)
+    for name in PREFERRED:
+        if name in configurations and len(configurations) > 1:
+            rest = [path for path in files if path not in configurations[name]]
+            return configurations[name], [(path, f"another configuration than {name}") for path in rest]
+    return list(files), []
+
+
+def _explicit(sample: Sequence[Row], columns: Mapping[str, str], file: Path) -> tuple[str, dict[str, str]]:
+    mapped = {role: columns[role] for role in ROLES if columns.get(role)}
+    if unknown := set(columns) - set(ROLES):
+        raise UsageError(f"--columns: {', '.join(sorted(unknown))} is no role", f"roles: {', '.join(ROLES)}")
+    if "messages" not in mapped and not {"prompt", "response"} <= mapped.keys():
+        raise UsageError("--columns needs prompt and response, or messages", "--columns prompt=...,response=...")
+    found = _columns(sample)
+    if missing := [column for column in mapped.values() if column not in found]:
+        raise UsageError(f"{file} has no column {', '.join(missing)}", f"columns found: {', '.join(found)}")
+    return "columns", mapped
+
+
+def _recognise(sample: Sequence[Row], file: Path) -> tuple[str, dict[str, str]]:
+    found = _columns(sample)
+    names = {column.lower(): column for column in reversed(found)}
+
+    def usable(role: str, column: str) -> bool:
+        cells = [row.get(names[column]) for row in sample] if column in names else []
+        return any((_messages(cell) if role == "messages" else _text(cell).strip()) for cell in cells)
+
+    for form, roles in FORMATS:
+        if all(usable(role, column) for role, column in roles.items() if role != "query"):
+            mapped = {role: names[column] for role, column in roles.items() if column in names}
+            return form, mapped | ({"system": names["system"]} if usable("system", "system") else {})
+    raise UsageError(
+        f"{file}: no usable columns among {', '.join(found) or 'none'}",
+        "name them with --columns prompt=...,response=... (or messages=... for conversations)",
+    )
+
+
+def _columns(sample: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(str(column) for row in sample for column in row))
+
+
+def _canonical_rows(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
+    """Every row with its roles as keys; None for one that cannot be trained on."""
+    columns = dataset.columns
+    for file in dataset.files:
+        for row in read(Path(file), tuple(columns.values())):
+            if "messages" in columns:
+                system = _text(row.get(columns["system"])) if "system" in columns else ""
+                messages = _messages(row.get(columns["messages"]), system)
+                yield {"messages": messages} if messages else None
+                continue
+            cells = {role: _text(row.get(columns[role])) for role in ROLES if role in columns}
+            yield cells if cells["prompt"].strip() and cells["response"].strip() else None
+
+
+def _text(cell: object) -> str:
+    """A cell as text: numbers as they are written, empty where it holds no text."""
+    if isinstance(cell, str):
+        return cell
+    return str(cell) if isinstance(cell, int | float) and not isinstance(cell, bool) and cell == cell else ""
+
+
+def _messages(cell: object, system: str = "") -> list[dict[str, str]] | None:
+    """A conversation as role and content, as LLaMA-Factory wants it: a system message, then user and assistant in turn.
+
+    None where it is none: other roles, no text, turns out of order (LLaMA-Factory would skip it with a warning).
+    """
+    if not isinstance(cell, list):
+        return None
+    found: list[dict[str, str]] = [{"role": "system", "content": system}] if system.strip() else []
+    for message in cell:
+        if not isinstance(message, Mapping):
+            return None
+        role = SPEAKERS.get(str(message.get("role", message.get("from"))).lower())
+        content = _text(message.get("content", message.get("value")))
+        if role is None or not content.strip():
+            return None
+        if role == "system" and found and found[0]["role"] == "system":
+            found = []  # the conversation's own system message is the better one
+        found.append({"role": role, "content": content})
+    turns = [message["role"] for message in found if message is not found[0] or message["role"] != "system"]
+    ordered = turns == ["user", "assistant"] * (len(turns) // 2)
+    return found if turns and ordered else None
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    digest = hashlib.sha256(json.dumps(dataset.columns, sort_keys=True).encode())
+    for file in dataset.files:
+        with Path(file).open("rb") as source:
+            digest.update(hashlib.file_digest(source, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """Open a text file for writing that takes its name only when it is complete."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", errors="replace") as file:
+        yield file
+    partial.replace(path)
+
+
+def _as_option(columns: Mapping[str, str]) -> str:
+    return ",".join(f"{role}={column}" for role, column in columns.items())

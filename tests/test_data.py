@@ -1,0 +1,308 @@
+import csv
+import gzip
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from agent.errors import UsageError
+from scenarios.finetune.data import LONGEST, fingerprint, recognise, write
+
+ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(5)]
+
+
+def jsonl(path: Path, rows: Sequence[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def written(path: Path, tmp_path: Path, columns: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    prepared = write(recognise(path, columns), tmp_path / "prepared")
+    lines = (Path(prepared.directory) / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert prepared.rows == len(lines)
+    return [json.loads(line) for line in lines]
+
+
+def in_every_format(directory: Path) -> dict[str, Path]:
+    directory.mkdir()
+    files = {"jsonl": jsonl(directory / "a.jsonl", ROWS), "parquet": parquet(directory / "a.parquet", ROWS)}
+    files["json"] = directory / "a.json"
+    files["json"].write_text("\ufeff" + json.dumps(ROWS, indent=2), encoding="utf-8")
+    files["json of lines"] = jsonl(directory / "lines.json", ROWS)
+    files["json with a table"] = directory / "table.json"
+    files["json with a table"].write_text(json.dumps({"version": 1, "data": ROWS}))
+    files["gz"] = directory / "a.jsonl.gz"
+    files["gz"].write_bytes(gzip.compress(files["jsonl"].read_bytes()))
+    for kind, delimiter in (("csv", ","), ("tsv", "\t")):
+        files[kind] = directory / f"a.{kind}"
+        with files[kind].open("w", newline="") as target:
+            table = csv.DictWriter(target, ["question", "answer"], delimiter=delimiter)
+            table.writeheader()
+            table.writerows(ROWS)
+    return files
+
+
+def test_every_file_format_gives_the_same_rows(tmp_path: Path) -> None:
+    for kind, file in in_every_format(tmp_path / "in").items():
+        rows = written(file, tmp_path / kind)
+        assert rows == [{"prompt": row["question"], "response": row["answer"]} for row in ROWS], kind
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "expected"),
+    [
+        (
+            {"instruction": "Add", "input": "1 2", "output": "3"},
+            "alpaca",
+            {"prompt": "Add", "query": "1 2", "response": "3"},
+        ),
+        ({"instruction": "Add", "output": "3"}, "alpaca", {"prompt": "Add", "response": "3"}),
+        (
+            {"instruction": "Add", "context": "", "response": "3"},
+            "dolly",
+            {"prompt": "Add", "query": "", "response": "3"},
+        ),
+        ({"prompt": "Add", "completion": "3"}, "prompt/completion", {"prompt": "Add", "response": "3"}),
+        ({"Question": "Add", "Answer": 3}, "question/answer", {"prompt": "Add", "response": "3"}),
+        (
+            {"id": 1, "problem": "P", "solution": "S", "answer": "204"},
+            "problem/solution",
+            {"prompt": "P", "response": "S"},
+        ),
+        ({"id": 1, "problem": "P", "answer": "204"}, "problem/answer", {"prompt": "P", "response": "204"}),
+        ({"problem": "P", "solution": None, "answer": "204"}, "problem/answer", {"prompt": "P", "response": "204"}),
+        ({"query": "Q", "response": "R"}, "query/response", {"prompt": "Q", "response": "R"}),
+        ({"input": "I", "output": "O"}, "input/output", {"prompt": "I", "response": "O"}),
+        (
+            {"question": "Q", "answer": "A", "system": "Be kind."},
+            "question/answer",
+            {"prompt": "Q", "response": "A", "system": "Be kind."},
+        ),
+    ],
+)
+def test_layouts_are_recognised(tmp_path: Path, row: dict[str, Any], form: str, expected: dict[str, str]) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [row])
+    assert recognise(path).format == form
+    assert written(path, tmp_path) == [expected]
+    info = json.loads((tmp_path / "prepared/dataset_info.json").read_text())
+    assert info == {
+        "train": {"file_name": "train.jsonl", "formatting": "alpaca", "columns": {role: role for role in expected}}
+    }
+
+
+def test_conversations_keep_their_messages(tmp_path: Path) -> None:
+    sharegpt = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    system = {"role": "system", "content": "Be kind."}
+    chat = [{"messages": [system, *turns], "prompt": "Hi", "response": "not this"}]
+    assert written(jsonl(tmp_path / "s.jsonl", [sharegpt]), tmp_path / "s") == [{"messages": turns}]
+    assert written(jsonl(tmp_path / "c.jsonl", chat), tmp_path / "c") == [{"messages": [system, *turns]}]
+    assert written(parquet(tmp_path / "c.parquet", chat), tmp_path / "p") == [{"messages": [system, *turns]}]
+    info = json.loads((tmp_path / "s/prepared/dataset_info.json").read_text())["train"]
+    assert (info["formatting"], info["tags"]["role_tag"]) == ("sharegpt", "role")
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        [],
+        [{"role": "user", "content": "Hi"}],
+        [{"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Hi"}],
+        [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "Ho"}],
+        [{"role": "user", "content": " "}, {"role": "assistant", "content": "Ho"}],
+        [{"role": "system", "content": "Be kind."}],
+        ["Hi", "Ho"],
+        "Hi",
+    ],
+)
+def test_conversations_that_llama_factory_would_skip_are_dropped_and_counted(tmp_path: Path, conversation: Any) -> None:
+    good = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    path = jsonl(tmp_path / "in.jsonl", [{"messages": good}, {"messages": conversation}])
+    prepared = write(recognise(path), tmp_path / "prepared")
+    assert (prepared.rows, prepared.dropped) == (1, 1)
+
+
+def test_an_explicit_map_wins(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [{"question": "no", "answer": "no", "a": "A", "b": "B", "c": 3}])
+    columns = {"prompt": "a", "response": "c", "query": "b"}
+    assert recognise(path, columns).format == "columns"
+    assert written(path, tmp_path, columns) == [{"prompt": "A", "query": "B", "response": "3"}]
+    assert fingerprint(path, columns) != fingerprint(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": "a"}, "needs prompt and response"),
+        ({"prompt": "a", "response": "nope"}, "has no column nope"),
+        ({"prompt": "a", "response": "b", "answer": "b"}, "answer is no role"),
+    ],
+)
+def test_a_wrong_map_is_refused(tmp_path: Path, columns: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        recognise(jsonl(tmp_path / "in.jsonl", [{"a": "A", "b": "B"}]), columns)
+
+
+def test_empty_cells_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [
+        *ROWS,
+        {"question": " ", "answer": "1"},
+        {"question": "Q", "answer": None},
+        {"question": "Q"},
+        {"answer": {}},
+    ]
+    prepared = write(recognise(jsonl(tmp_path / "in.jsonl", rows)), tmp_path / "prepared")
+    assert (prepared.rows, prepared.dropped) == (5, 4)
+
+
+def test_only_empty_rows_are_an_error(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [{"a": "", "b": "B"}])
+    with pytest.raises(UsageError, match="all 1 rows have an empty prompt"):
+        write(recognise(path, {"prompt": "a", "response": "b"}), tmp_path / "prepared")
+
+
+BROKEN = {
+    "not-json.jsonl": ('{"question": "Q", "answer": "A"}\n{oops\n', r"line 2: not JSON"),
+    "not-json.json": ('[{"question": "Q"},\n oops]', r"line 2: not JSON"),
+    "list.jsonl": ("[1, 2]\n", r"line 1: wanted a JSON object, found list"),
+    "value.json": ("3", "holds a single value"),
+    "empty.jsonl": ("\n\n", "holds no rows"),
+    "empty.json": ("[]", "holds no rows"),
+    "not.parquet": ("PAR1 no", "not Parquet"),
+    "wide.csv": ("question,answer\nQ,A\nQ,A,more\n", "line 3: more cells than columns"),
+    "torn.csv": ('question,answer\nQ,"A\n', "not CSV"),
+    "columns.jsonl": ('{"text": "T", "label": 1}\n', "no usable columns among text, label"),
+    "deep.jsonl": ("[" * 100_000 + "\n", "line 1: not JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, name: str) -> None:
+    text, words = BROKEN[name]
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        write(recognise(path), tmp_path / "prepared")
+    assert str(path) in str(caught.value)
+    assert caught.value.hint
+    assert not (tmp_path / "prepared/train.jsonl").exists()
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "A"}\n')
+    with pytest.raises(UsageError, match="not UTF-8"):
+        recognise(tmp_path / "latin.jsonl")
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b'{"question": "Q"}' * 1000)[:-20])
+    with pytest.raises(UsageError, match="not a complete gzip file"):
+        recognise(tmp_path / "torn.jsonl.gz")
+
+
+def test_lone_surrogates_do_not_stop_the_writing(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "half \\ud83d", "answer": "A"}\n')
+    assert written(path, tmp_path) == [{"prompt": "half ?", "response": "A"}]
+
+
+def test_directories_without_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        recognise(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="is an empty directory"):
+        recognise(tmp_path)
+    (tmp_path / "README.md").write_text("hello")
+    (tmp_path / ".cache").mkdir()
+    jsonl(tmp_path / ".cache/train.jsonl", ROWS)
+    with pytest.raises(UsageError, match=r"holds no data files, only README\.md"):
+        recognise(tmp_path)
+    with pytest.raises(UsageError, match="is not a data file"):
+        recognise(tmp_path / "README.md")
+    jsonl(tmp_path / "test.jsonl", ROWS)
+    with pytest.raises(UsageError, match=r"no training split, only test\.jsonl"):
+        recognise(tmp_path)
+
+
+def chosen(root: Path) -> list[str]:
+    return [str(Path(file).relative_to(root)) for file in recognise(root).files]
+
+
+def test_a_hub_snapshots_train_shards_are_chosen_and_no_held_out_split(tmp_path: Path) -> None:
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation-00000-of-00001"):
+        parquet(tmp_path / f"data/{name}.parquet", ROWS)
+    jsonl(tmp_path / "extra.jsonl", ROWS)
+    (tmp_path / "README.md").write_text("hello")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert chosen(tmp_path) == ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"]
+    assert write(recognise(tmp_path), tmp_path / "prepared").rows == 10
+    left_out = "\n".join(recognise(tmp_path).left_out)
+    assert all(name in left_out for name in ("test-00000", "validation-00000", "extra.jsonl"))
+
+
+def test_main_is_chosen_of_overlapping_configurations(tmp_path: Path) -> None:
+    for configuration in ("main", "socratic"):
+        parquet(tmp_path / configuration / "train-00000-of-00001.parquet", ROWS)
+        parquet(tmp_path / configuration / "test-00000-of-00001.parquet", ROWS)
+    assert chosen(tmp_path) == ["main/train-00000-of-00001.parquet"]
+    assert "socratic/train-00000-of-00001.parquet: another configuration than main" in recognise(tmp_path).left_out
+
+
+def test_other_configurations_are_used_together(tmp_path: Path) -> None:
+    for subject in ("algebra", "geometry"):
+        parquet(tmp_path / subject / "train-00000-of-00001.parquet", ROWS)
+    assert len(chosen(tmp_path)) == 2
+
+
+def test_unnamed_files_are_all_used_and_doubles_once(tmp_path: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    parquet(tmp_path / "a.parquet", ROWS)
+    jsonl(tmp_path / "deep/er/b.jsonl", ROWS)
+    jsonl(tmp_path / "val/c.jsonl", ROWS)
+    assert chosen(tmp_path) == ["a.parquet", "deep/er/b.jsonl"]
+    assert set(recognise(tmp_path).left_out) == {
+        "a.jsonl: the same data in another format",
+        "val/c.jsonl: not the training split",
+    }
+
+
+def test_the_fingerprint_is_of_content_alone(tmp_path: Path) -> None:
+    one, two = jsonl(tmp_path / "one/a.jsonl", ROWS), jsonl(tmp_path / "two/b.jsonl", ROWS)
+    os.utime(two, (0, 0))
+    assert fingerprint(one) == fingerprint(two) == fingerprint(tmp_path / "two")
+    assert write(recognise(one), tmp_path / "prepared").fingerprint == fingerprint(one)
+    jsonl(two, ROWS[:-1])
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_the_longest_rows_are_kept_for_the_mini_run(tmp_path: Path) -> None:
+    rows = [{"question": "Q" * (n * 37 % 200 + 1), "answer": "A"} for n in range(200)]
+    prepared = write(recognise(jsonl(tmp_path / "in.jsonl", rows)), tmp_path / "prepared")
+    lengths = [len(json.loads(line)["prompt"]) for line in prepared.longest.read_text().splitlines()]
+    assert lengths == sorted((len(row["question"]) for row in rows), reverse=True)[:LONGEST]
+
+
+def test_written_data_is_kept_until_its_content_changes(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "in.jsonl", ROWS)
+    first = write(recognise(path), tmp_path / "prepared")
+    before = (tmp_path / "prepared/train.jsonl").stat().st_mtime_ns
+    assert write(recognise(path), tmp_path / "prepared") == first
+    assert (tmp_path / "prepared/train.jsonl").stat().st_mtime_ns == before
+    jsonl(path, ROWS[:2])
+    assert write(recognise(path), tmp_path / "prepared").rows == 2
+
+
+def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "in.jsonl", ROWS * 20_000)
+    start = time.perf_counter()
+    assert write(recognise(path), tmp_path / "prepared").rows == 100_000
+    assert time.perf_counter() - start < 10
