@@ -1,0 +1,203 @@
+"""Search without a language model: a space-filling start, then TPE (Bergstra et al. 2011) by Optuna.
+
+There is no second storage: every proposal is a pure function of the seed and the history.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from agent.errors import TrialFailed
+from agent.propose import Check
+from agent.records import History, Proposal, Recipe, Trial, Value
+from agent.space import Choice, Float, Int, Space
+
+if TYPE_CHECKING:
+    import optuna
+
+START = 8
+"""Recipes of the space-filling start: a power of two, so that they lie evenly."""
+ATTEMPTS = 50
+"""Draws before the space counts as exhausted."""
+
+
+class Tpe:
+    """Proposes points of a search space.
+
+    Args:
+        space: What varies. Put the most important parameter first.
+        check: Why a recipe may not run; invalid points are passed over.
+        seed: Another seed gives another, equally good sequence.
+    """
+
+    name = "tpe"
+
+    def __init__(self, space: Space, check: Check, seed: int) -> None:
+        self._space = space
+        self._check = check
+        self._seed = seed
+
+    def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
+        """The next point that was not tried before; trials outside the space are avoided but teach TPE nothing."""
+        tried = [trial.proposal.recipe for trial in history.trials if trial.proposal]
+        tried += [proposal.recipe for proposal in pending]
+        within = sum(self._space.restrict(recipe.train) is not None for recipe in tried)
+        means = {trial.mean for trial in self._known(history) if trial.mean is not None}
+        # While all scores are equal (often 0), a model of them would follow noise: keep covering the space.
+        start = within < START or len(means) < 2
+        points = design(self._space, self._seed) if start else self._ask(history, pending)
+        problems: list[str] = []
+        for _, values in zip(range(ATTEMPTS + len(tried)), points, strict=False):
+            recipe = Recipe(train={**self._space.fixed, **values})
+            if recipe in tried:
+                continue
+            problems = self._check(recipe)
+            if not problems:
+                return self._describe(recipe, values, history, within if start else None)
+        raise TrialFailed(
+            "proposal",
+            f"the search space holds no more valid recipes that were not tried; last problem: {'; '.join(problems)}"
+            if problems
+            else "every recipe of the search space was tried",
+        )
+
+    def _ask(self, history: History, pending: Sequence[Proposal]) -> Iterator[dict[str, Value]]:
+        """Points from TPE: multivariate, grouped by what is conditional; each unused one repels the next."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`; the version is pinned
+            sampler = optuna.samplers.TPESampler(
+                seed=zlib.crc32(f"{self._seed}/{len(history.trials)}/{len(pending)}".encode()),
+                n_startup_trials=0,  # the space-filling start takes their place
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
+        study = optuna.create_study(sampler=sampler, direction="maximize")
+        state = optuna.trial.TrialState
+        for trial in self._known(history):
+            assert trial.proposal
+            # A failure counts as worse than any score: Optuna would ignore FAIL.
+            self._tell(study, trial.proposal, state.PRUNED if trial.mean is None else state.COMPLETE, trial.mean)
+        for proposal in pending:
+            self._tell(study, proposal, state.RUNNING)
+        while True:
+            asked = study.ask()
+            values: dict[str, Value] = {}
+            for parameter in self._space.walk(values):
+                domain = parameter.domain
+                if isinstance(domain, Choice):
+                    values[parameter.key] = asked.suggest_categorical(parameter.key, domain.values)
+                elif isinstance(domain, Int):
+                    values[parameter.key] = asked.suggest_int(parameter.key, domain.low, domain.high, log=domain.log)
+                else:
+                    real = asked.suggest_float(parameter.key, domain.low, domain.high, log=domain.log)
+                    values[parameter.key] = domain.round(real)
+            yield values
+
+    def _known(self, history: History) -> list[Trial]:
+        """The trials inside the space."""
+        return [t for t in history.trials if t.proposal and self._space.restrict(t.proposal.recipe.train) is not None]
+
+    def _tell(
+        self, study: optuna.Study, proposal: Proposal, state: optuna.trial.TrialState, mean: float | None = None
+    ) -> None:
+        """Add an earlier trial to the study, unless it lies outside the space."""
+        import optuna
+
+        values = self._space.restrict(proposal.recipe.train)
+        if values is None:
+            return
+        domains = {p.key: _distribution(p.domain) for p in self._space.parameters if p.key in values}
+        study.add_trial(optuna.create_trial(state=state, value=mean, params=dict(values), distributions=domains))
+
+    def _describe(self, recipe: Recipe, values: dict[str, Value], history: History, position: int | None) -> Proposal:
+        best = next((trial for trial in history.trials if trial.number == history.best), None)
+        if position is None:
+            near = max((t for t in self._known(history) if t.mean is not None), key=lambda trial: trial.mean or 0.0)
+            why = f"TPE, after {len(history.trials)} trials (the best, trial {near.number}, scored {near.mean:.3f})"
+        elif position < START:
+            why = f"Space-filling start {position + 1} of {START}"
+        else:
+            why = f"Space-filling, point {position + 1}: no score stands out yet"
+        before = best.proposal.recipe.train if best and best.proposal else {}
+        change = {key: value for key, value in values.items() if before.get(key) != value}
+        return Proposal(
+            hypothesis=f"{why}: {_words(values)}",
+            change=_words(change),
+            recipe=recipe,
+            author=self.name,
+            parent=history.best,
+        )
+
+
+def design(space: Space, seed: int) -> Iterator[dict[str, Value]]:
+    """An endless space-filling sequence of points, decided by the seed.
+
+    It comes in blocks of `START` points. The first two parameters follow a Sobol sequence (Sobol 1967) with a random
+    digital shift: in each block, every quarter of the first one's range holds two points, one in each half of the
+    second's. The others are stratified (Latin hypercube, McKay et al. 1979); of several such blocks the one with the
+    widest smallest distance is taken (Johnson et al. 1990).
+    """
+    rng = random.Random(seed)  # noqa: S311
+    shifts = rng.getrandbits(32), rng.getrandbits(32)
+    others = max(len(space.parameters) - 2, 0)
+    for start in itertools.count(step=START):
+        pairs = [sobol_pair(start + i, *shifts) for i in range(START)]
+        blocks = [list(zip(*(_strata(rng) for _ in range(others)), strict=True)) for _ in range(64 if others else 0)]
+        candidates = [[(*pair, *rest) for pair, rest in zip(pairs, block, strict=True)] for block in blocks]
+        for units in max(candidates, key=_smallest_distance, default=pairs):
+            values: dict[str, Value] = {}
+            # Inactive parameters keep their column, so that a condition never shifts the others.
+            position = {parameter.key: unit for parameter, unit in zip(space.parameters, units, strict=False)}
+            for parameter in space.walk(values):
+                values[parameter.key] = parameter.domain.at(position[parameter.key])
+            yield values
+
+
+def sobol_pair(index: int, shift: int = 0, other_shift: int = 0) -> tuple[float, float]:
+    """Point `index` (below 2**32) of the two-dimensional Sobol sequence, in [0, 1) x [0, 1); shifts are 32 bits."""
+    first, second = shift, other_shift
+    one = two = 1 << 31
+    while index:
+        if index & 1:
+            first ^= one
+            second ^= two
+        one, two, index = one >> 1, two ^ two >> 1, index >> 1
+    return first / 2**32, second / 2**32
+
+
+def _strata(rng: random.Random) -> list[float]:
+    """One value in each of `START` equal strata, in random order."""
+    return [(stratum + rng.random()) / START for stratum in rng.sample(range(START), START)]
+
+
+def _smallest_distance(points: Sequence[Sequence[float]]) -> float:
+    return min(math.dist(one, other) for one, other in itertools.combinations(points, 2))
+
+
+def _distribution(domain: Float | Int | Choice) -> optuna.distributions.BaseDistribution:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(domain.values)
+    kind = IntDistribution if isinstance(domain, Int) else FloatDistribution
+    return kind(domain.low, domain.high, log=domain.log)
+
+
+def _words(values: dict[str, Value]) -> str:
+    """Recipe values for people: "learning_rate 8.1e-04, finetuning_type full"."""
+    parts = (f"{key} {value:.1e}" if _tiny(value) else f"{key} {value}" for key, value in values.items())
+    return ", ".join(parts) or "nothing but the seed"
+
+
+def _tiny(value: Value) -> bool:
+    return isinstance(value, float) and 0 < abs(value) < 0.01
