@@ -79,7 +79,7 @@ def run_trial(lab: Lab) -> Trial:
         proposal = study.stage(number, "propose", lambda _: lab.proposer.propose(history, ()), Proposal)
         recipe = proposal.recipe
         study.stage(number, "check", lambda _: scenario.check(recipe), Checked)
-        study.stage(number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, study.mini_runs()), MiniRun)
+        study.stage(number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, *study.ran()), MiniRun)
         checkpoint = study.stage(number, "train", lambda bench: scenario.train(bench, recipe), Checkpoint)
         scores = study.stage(number, "bench", lambda bench: scenario.score(bench, checkpoint), Scores)
         against, best = incumbent(lab)
@@ -151,11 +151,12 @@ def no_valid_proposal(lab: Lab, trial: Trial) -> ProposerError:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    from agent import wiring  # here, because --help has no need of settings, runners and models
+    from agent import dry_run, wiring  # here, because --help has no need of settings, runners and models
 
     try:
         if options.dry_run:
-            return wiring.dry_run(options)
+            dry_run.show(options)
+            return 0
         with wiring.connect(options) as lab:
             run_call(lab)
     except KeyboardInterrupt:

@@ -39,6 +39,9 @@ from scenarios import Bench, Progress, Scenario
 BASE = 0
 """The base model's place among the trial numbers."""
 
+LEFT_BEHIND = ("training_args.bin", "trainer_*", "*_results.json", "checkpoint-*")
+"""What a trainer leaves beside the weights and nobody needs to use them; the first is a pickle."""
+
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
@@ -228,9 +231,10 @@ class Study:
         """The base's search scores, once they are there."""
         return self.journal.state.result(BASE, "bench", Scores)
 
-    def mini_runs(self) -> list[tuple[int, MiniRun]]:
-        """The successful mini-runs so far, by trial number."""
-        return self.journal.state.mini_runs()
+    def ran(self) -> tuple[list[tuple[int, MiniRun]], list[float]]:
+        """The successful mini-runs so far, by trial number, and the seconds that each training took."""
+        state = self.journal.state
+        return state.mini_runs(), [trial.checkpoint.seconds for trial in state.trials if trial.checkpoint]
 
     def history(self) -> History:
         """What a proposer may know."""
@@ -262,7 +266,7 @@ class Study:
             return
         draft = output.with_name(f".{output.name}.new")
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(winner.checkpoint.path, draft)
+        shutil.copytree(winner.checkpoint.path, draft, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
         (draft / "recipe.yaml").write_text(recipe)
         shutil.rmtree(output, ignore_errors=True)
         draft.rename(output)

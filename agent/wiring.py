@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from agent import accept, hardware, hub
 from agent.briefing import allowed_keys, study_brief
 from agent.budget import Budget
@@ -201,6 +199,8 @@ def gather(
     runner.ready("bench", view.say)
     model, path = choose_base(options, workspace, runner, machine, view)
     info = inspect(path)
+    if not info.chat_template and settings.template is None:
+        view.say(f"{model} has no chat template: it is trained and asked in plain text, without an end-of-turn token")
     weights = weights_hash(path)
     identity = Identity(
         dataset=options.dataset,
@@ -210,9 +210,9 @@ def gather(
         benchmarks=tuple(benchmark.name for benchmark in benchmarks),
         limit=settings.benchmark_limit,
         generation={
-            "template": settings.template,
+            "template": settings.template or "the tokenizer's own",
             "cutoff_len": settings.cutoff_len,
-            "benchmarks": {b.name: {"fingerprint": b.fingerprint, "fewshots": b.fewshots} for b in benchmarks},
+            **{b.name: f"greedy, {b.fewshots}-shot, version {b.fingerprint[:12]}" for b in benchmarks},
         },
     )
     return Subject(options.dataset, data_path, settings.columns, model, info, weights, benchmarks, identity)
@@ -383,11 +383,3 @@ def _terminated_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-# What would be done
-
-
-def dry_run(options: LoopOptions) -> int:
-    """Print what a call would do, without a network, a job or a file written."""
-    raise NotImplementedError(msgspec.json.encode(options))

@@ -46,8 +46,13 @@ class Scenario(Protocol):
         """The same as a stage: raises TrialFailed("check", ...)."""
         ...
 
-    def mini_run(self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]]) -> MiniRun:
-        """A few steps at full length; `earlier` are the study's successful mini-runs, by trial number."""
+    def mini_run(
+        self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
+    ) -> MiniRun:
+        """A few steps at full length.
+
+        `earlier` are the study's successful mini-runs, by trial number; `trained` the seconds of its trainings.
+        """
         ...
 
     def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:

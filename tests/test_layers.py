@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.study",),
     ("agent.briefing",),
     ("agent.wiring",),
+    ("agent.dry_run",),
     ("agent.loop",),
     ("agent.cli",),
 )

@@ -108,7 +108,9 @@ class Toy:
             raise TrialFailed("check", "; ".join(problems))
         return Checked()
 
-    def mini_run(self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]]) -> MiniRun:
+    def mini_run(
+        self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
+    ) -> MiniRun:
         return MiniRun(shape="toy", steps=1, seconds=0.0)
 
     def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:

@@ -125,11 +125,24 @@ def resolve(names: Sequence[str], root: Path, fetch: Fetch, demo: Path | None = 
     Raises:
         UsageError: An unknown name, unusable data, or the same benchmark twice.
     """
+    for name in names:
+        require_known(name)  # all of them, before anything is downloaded for the first
     found = tuple(_resolve(name, root, fetch, demo) for name in names)
     for benchmark in found:
         if sum(other.name == benchmark.name for other in found) > 1:
             raise UsageError(f"benchmark {benchmark.name} is named twice", "name each benchmark once")
     return found
+
+
+def require_known(name: str) -> None:
+    """UsageError for a name that no benchmark can have; reads no data and downloads nothing."""
+    if name in REGISTRY or name.endswith((".yaml", ".yml")):
+        return
+    available = f"available: {', '.join(REGISTRY)}, or the path of an lm-eval task YAML"
+    if name in OPENCOMPASS:
+        raise UsageError(f"benchmark {name} needs OpenCompass, which this version cannot run yet", available)
+    near = difflib.get_close_matches(name, [*REGISTRY, *OPENCOMPASS], n=1)
+    raise UsageError(f"unknown benchmark {name!r}" + (f"; did you mean {near[0]}?" if near else ""), available)
 
 
 def _resolve(name: str, root: Path, fetch: Fetch, demo: Path | None) -> Benchmark:
@@ -139,13 +152,7 @@ def _resolve(name: str, root: Path, fetch: Fetch, demo: Path | None) -> Benchmar
             return _registered(name, entry, _demo_rows(name, demo), ())
         files = _files(name, entry, root / "benchmarks" / name, fetch)
         return _registered(name, entry, _rows(files["test"]), _rows(files["train"]))
-    if name.endswith((".yaml", ".yml")):
-        return _local(read_task(Path(name).expanduser()))
-    available = f"available: {', '.join(REGISTRY)}, or the path of an lm-eval task YAML"
-    if name in OPENCOMPASS:
-        raise UsageError(f"benchmark {name} needs OpenCompass, which this version cannot run yet", available)
-    near = difflib.get_close_matches(name, [*REGISTRY, *OPENCOMPASS], n=1)
-    raise UsageError(f"unknown benchmark {name!r}" + (f"; did you mean {near[0]}?" if near else ""), available)
+    return _local(read_task(Path(name).expanduser()))
 
 
 def _registered(name: str, entry: Entry, questions: Sequence[Row], shots: Sequence[Row]) -> Benchmark:

@@ -17,6 +17,9 @@ from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.scoring import load_questions, score
 from scenarios.finetune.training import TrainingPlan
 
+WORTH = 10
+"""A training that has taken less than so many mini-runs finds out by itself as soon as a mini-run would."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
@@ -46,8 +49,14 @@ class FineTune:
             raise TrialFailed("check", "; ".join(found))
         return Checked(changed=tuple(canonical(recipe.train)))
 
-    def mini_run(self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]]) -> MiniRun:
-        """A few steps on the longest rows, unless a recipe of the same shape has run before."""
+    def mini_run(
+        self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
+    ) -> MiniRun:
+        """A few steps on the longest rows, unless the same shape has run before, or it would save next to nothing."""
+        ran = [run.seconds for _, run in earlier if run.steps and run.reused_from is None]
+        if ran and trained and max(trained) < WORTH * min(ran):
+            bench.say(f"mini-run left out: {min(ran):.0f} s of it would guard a training of {max(trained):.0f} s")
+            return MiniRun(shape=training.shape(recipe, self.plan), steps=0, seconds=0.0)
         return training.mini_run(bench, recipe, self.plan, earlier)
 
     def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:

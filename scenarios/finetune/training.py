@@ -229,7 +229,7 @@ def mini_run(bench: Bench, recipe: Recipe, plan: TrainingPlan, earlier: Sequence
     """
     key = shape(recipe, plan)
     for number, run in earlier:
-        if run.shape == key:
+        if run.shape == key and (run.steps or run.reused_from):
             origin = run.reused_from or number
             return MiniRun(shape=key, steps=0, seconds=0.0, step_seconds=run.step_seconds, reused_from=origin)
     settings = config(recipe, plan, bench.directory / "model", mini=True)

@@ -1,0 +1,91 @@
+"""`--dry-run`: what a call would do, from the settings and what is on disk. No network, no job, no file written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent import hub
+from agent.errors import UsageError
+from agent.options import LoopOptions
+from agent.records import STAGES
+from agent.report.words import duration
+from agent.settings import Settings, load
+from agent.wiring import DEFAULT_MODEL
+from scenarios.finetune import demo
+from scenarios.finetune.benchmarks import REGISTRY, require_known
+
+
+def show(options: LoopOptions) -> None:
+    """Print the plan; UsageError for whatever can be known to be wrong already."""
+    settings = load(options.settings(), Path(options.config) if options.config else None, os.environ, Path.cwd())
+    for name, words in rows(options, settings):
+        print(f"{name:<11} {words}")
+
+
+def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
+    """The plan, one (name, words) a line."""
+    yield "data set", _data_set(options.dataset, settings.file_path)
+    yield "model", _model(options, settings.file_path)
+    yield "benchmarks", ", ".join(_benchmarks(options, settings))
+    limit = settings.benchmark_limit
+    yield "questions", "all" if limit is None else f"{limit} of each half of a benchmark"
+    yield "runner", {"auto": "docker if an engine answers, else local"}.get(settings.runner, settings.runner)
+    yield "proposer", _proposer(settings)
+    yield "budget", _budget(options)
+    yield "first", "score the base on the search half of each benchmark"
+    yield "each trial", " -> ".join(STAGES)
+    yield "mini-run", f"at most {duration(settings.debug_timeout)} (FT_DEBUG_TIMEOUT)"
+    yield "train", f"at most {duration(settings.full_timeout)} (FT_FULL_TIMEOUT)"
+    yield "bench", f"at most {duration(settings.benchmark_timeout)} (FT_BENCHMARK_TIMEOUT)"
+    yield "last", "open the sealed half for the winner and the base; put the winner under output/"
+    yield "workspace", f"{settings.file_path} (FT_FILE_PATH: {settings.origin('file_path')})"
+
+
+def _data_set(name: str, root: Path) -> str:
+    if name.startswith("demo/"):
+        if name not in demo.DEMO:
+            raise UsageError(f"there is no demo data set {name!r}", f"choose one of {', '.join(demo.DEMO)}")
+        return f"{name}, made on the spot ({demo.DEMO[name].summary})"
+    return f"{name}, {_where(hub.find('dataset', name, root))}"
+
+
+def _model(options: LoopOptions, root: Path) -> str:
+    if options.model is not None:
+        if options.model == demo.MODEL:
+            return f"{options.model}, made on the spot"
+        return f"{options.model}, {_where(hub.find('model', options.model, root))}"
+    if options.dataset in demo.DEMO:
+        return f"{demo.DEMO[options.dataset].model}, made on the spot"
+    return f"the best fitting one in {root / 'models'}, else {DEFAULT_MODEL}"
+
+
+def _where(found: hub.Fetched | None) -> str:
+    return f"on disk in {found.path}" if found else "downloaded from the Hugging Face hub"
+
+
+def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
+    if options.dataset in demo.DEMO and settings.origin("benchmark_datasets") == "default":
+        return (options.dataset.removeprefix("demo/"),)
+    for name in settings.benchmark_datasets:
+        require_known(name)
+    return tuple(
+        f"{name} ({REGISTRY[name].description})" if name in REGISTRY else name for name in settings.benchmark_datasets
+    )
+
+
+def _proposer(settings: Settings) -> str:
+    endpoint = settings.chat_endpoint()
+    if settings.proposer == "tpe" or endpoint is None:
+        return "tpe"
+    return f"{endpoint.model} at {endpoint.base_url or 'the default endpoint'}"
+
+
+def _budget(options: LoopOptions) -> str:
+    limits = [
+        f"{options.loop_n} trials" if options.loop_n else "",
+        f"{options.step_n} stages" if options.step_n else "",
+        duration(options.timeout) if options.timeout else "",
+    ]
+    return ", ".join(filter(None, limits)) or "no limit: runs until Ctrl-C, or until nothing can be better"

@@ -1,0 +1,212 @@
+"""Whole studies through the command line: real LLaMA-Factory, real lm-eval, a real hub client, a real HTTP endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.journal import Journal
+from agent.records import Sealed
+from agent.run.environments import Environments
+from scenarios.finetune.benchmarks import resolve
+from tests.end_to_end.command import User, processes_below
+from tests.servers.hub_server import Hub, Repository
+from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
+
+pytestmark = pytest.mark.slow
+
+GOOD = {"finetuning_type": "full", "learning_rate": 1e-3, "per_device_train_batch_size": 32}
+"""As a person who knows the demo would train it."""
+
+
+@pytest.fixture
+def user(tmp_path: Path, environments: Environments) -> User:
+    return User(tmp_path)
+
+
+def proposal(train: dict[str, Any], change: str = "a change") -> str:
+    return json.dumps({"hypothesis": "it learns", "change": change, "reason": "so", "expected": "more", "train": train})
+
+
+def test_the_smoke_run_twice_is_one_study_of_two_trials(user: User) -> None:
+    command = ("--dataset", "demo/reverse", "--runner", "local", "--loop_n", "1")
+    first = user.loop(*command)
+    assert "proposer: tpe, because no endpoint is configured" in first
+    assert first.count("FT_FILE_PATH is not set") == 1
+    user.loop(*command)
+    assert len(user.state().trials) == 2
+    done = user.endings()
+    assert done[(0, "bench", "done")] == 1
+    assert all(done[(trial, "train", "done")] + done[(trial, "train", "failed")] == 1 for trial in (1, 2))
+    assert "of 2 candidates" in (report := user.run("ftloop", "report")) or "2 trials" in report
+
+
+def test_the_headline_command_against_a_hub(user: User, environments: Environments) -> None:
+    """Verbatim, with a .env; the hub serves a data set and a model of those names, and the benchmark's data."""
+    rows = [{"id": i, "problem": f"What is {i} + 1?", "solution": f"{i + 1}", "answer": f"{i + 1}"} for i in range(40)]
+    gsm8k = [{"question": f"What is {i} + 2?", "answer": f"It is\n#### {i + 2}"} for i in range(30)]
+    user.loop("--dataset", "demo/reverse", "--runner", "local", "--step_n", "1")  # makes the tiny model
+    tiny = user.workspace / "models" / "demo" / "tiny"
+    with Hub() as hub:
+        hub.datasets["HuggingFaceH4/aime_2024"] = Repository({"train.jsonl": lines(rows)})
+        hub.datasets["openai/gsm8k"] = Repository(
+            {"main/train.jsonl": lines(gsm8k[:20]), "main/test.jsonl": lines(gsm8k[20:])}
+        )
+        hub.models["Qwen/Qwen3-0.6B"] = Repository(
+            {path.name: path.read_bytes() for path in tiny.iterdir() if not path.name.startswith("made_by")}
+        )
+        (user.home / ".env").write_text(
+            f"FT_FILE_PATH={user.home / 'lab'}\nFT_RUNNER=local\nHF_ENDPOINT={hub.url}\n"
+            'FT_BENCHMARK_DATASETS=["gsm8k"]\nFT_BENCHMARK_LIMIT=4\n'
+        )
+        command = "dotenv run -- python agent/loop.py --dataset HuggingFaceH4/aime_2024 --loop_n 1"
+        output = user.run(*command.split())
+        asked = len(hub.requests)
+        again = user.run(*command.split())
+        assert len(hub.requests) == asked, "what is on disk is not asked for again"
+    assert "Qwen/Qwen3-0.6B, because none was named" in output
+    assert "undecidable" in output, "four questions can decide nothing, and that is said before anything is spent"
+    assert (user.home / "lab" / "datasets" / "HuggingFaceH4" / "aime_2024" / "train.jsonl").exists()
+    journal = next((user.home / "lab" / "studies").glob("*/journal.jsonl"))
+    trials = Journal(journal).state.trials
+    assert [trial.verdict for trial in trials] == ["undecidable", "undecidable"], again
+    assert trials[0].scores[0].n == 4
+
+
+def test_a_language_model_repairs_its_recipe_and_learns_from_the_score(user: User) -> None:
+    """It answers well only to what the prompt must contain by then."""
+    replies: list[str] = []
+
+    def answer(request: ChatRequest) -> ChatAnswer:
+        second_trial = "trial 1" in request.text
+        if not second_trial and "learning_rat" not in request.messages[-1]["content"]:
+            reply = proposal({"learning_rat": 1e-3})
+        elif not second_trial and "fast" not in request.messages[-1]["content"]:
+            reply = proposal({"learning_rate": "fast"})
+        elif not second_trial:
+            reply = proposal(GOOD, "the first valid one")
+        elif "verdict: better" in request.text and "score: reverse" in request.text:
+            reply = proposal({**GOOD, "learning_rate": 2e-3}, "a step further")
+        else:
+            reply = "I would rather talk about the weather."
+        replies.append(reply)
+        return ChatAnswer(reply)
+
+    with ChatServer(answer, key="sk-very-secret-key") as server:
+        endpoint = {"FT_CHAT_API_BASE": server.url, "FT_CHAT_API_KEY": "sk-very-secret-key", "FT_RUNNER": "local"}
+        output = user.loop("--dataset", "demo/reverse", "--loop_n", "2", env=endpoint)
+    state = user.state()
+    assert len(replies) == 4
+    assert "learning_rate" in server.requests[1].messages[-1]["content"], "the repair names the nearest key"
+    first, second = state.trials
+    assert first.proposal is not None
+    assert second.proposal is not None
+    assert first.verdict == "better"
+    assert first.proposal.change == "the first valid one"
+    assert first.proposal.usage.calls == 3
+    assert second.proposal.change == "a step further"
+    assert state.usage.calls == 4
+    assert state.usage.cost == 0.0, "an endpoint on this machine costs nothing"
+    for file in [*user.workspace.rglob("*")]:
+        if file.is_file() and file.stat().st_size < 10_000_000:
+            assert b"sk-very-secret-key" not in file.read_bytes(), file
+    assert "sk-very-secret-key" not in output
+    sealed_questions_stay_sealed(user, [request.text for request in server.requests])
+
+
+def sealed_questions_stay_sealed(user: User, prompts: list[str]) -> None:
+    """No question of the sealed half in a prompt, the trial history, or a file that a training can see."""
+    (benchmark,) = resolve(("reverse",), user.workspace, lambda *_: Path(), user.workspace / "datasets/demo/reverse")
+    (entry,) = user.studies()
+    study = Path(entry.path)
+    history = (study / "journal.jsonl").read_text() + (study / "data" / "train.jsonl").read_text()
+    for item in benchmark.halves.test:
+        question = str(item.row["question"])
+        assert not any(question in prompt for prompt in prompts)
+        assert question not in history
+
+
+def test_kill_nine_in_training_then_the_same_command(user: User) -> None:
+    def answer(request: ChatRequest) -> ChatAnswer:
+        return ChatAnswer(proposal({**GOOD, "learning_rate": 1e-3 + 1e-5 * request.number}))
+
+    with ChatServer(answer) as server:
+        env = {"FT_CHAT_API_BASE": server.url, "FT_RUNNER": "local"}
+        command = ("python", "agent/loop.py", "--dataset", "demo/reverse", "--loop_n", "1")
+        process = user.start(*command, env=env)
+        deadline = time.monotonic() + 300
+        while not (logs := list(user.workspace.glob("studies/*/trials/0001/train/model/trainer_log.jsonl"))):
+            assert time.monotonic() < deadline, "the training did not start"
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        assert logs
+        assert any("llamafactory" in line for line in processes_below(user.home))
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        time.sleep(8)  # the supervisor's grace, and a margin
+        assert not processes_below(user.home), "nothing is left running"
+
+        output = user.run(*command, env=env)
+    assert "trial 1: train was interrupted and runs again" in output
+    done = user.endings()
+    assert done[(1, "train", "interrupted")] == 1
+    assert done[(1, "train", "done")] == 1
+    assert done[(1, "propose", "done")] == 1
+    assert done[(0, "bench", "done")] == 1, "the base is not scored again"
+    assert len(user.state().trials) == 2, "the killed call's trial, then this call's"
+    assert not processes_below(user.home)
+
+
+def test_real_gsm8k_and_its_positive_control(user: User) -> None:
+    """GSM8K's own files: a tiny model gets about 0; the same model made to memorise the questions gets them right."""
+    source = os.environ.get("FTLOOP_TEST_DATA")
+    if not source:
+        pytest.skip("set FTLOOP_TEST_DATA to a directory with gsm8k_train.jsonl and gsm8k_test.jsonl")
+    laid = user.workspace / "benchmarks" / "gsm8k"
+    laid.mkdir(parents=True)
+    for split in ("train", "test"):
+        (laid / f"{split}.jsonl").write_bytes((Path(source) / f"gsm8k_{split}.jsonl").read_bytes())
+    (benchmark,) = resolve(("gsm8k",), user.workspace, lambda *_: Path())
+    asked = [item.row for item in benchmark.halves.take("search", 10)]
+    memory = [{"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"} for row in asked]
+    for name, content in (("gsm8k-train", (laid / "train.jsonl").read_bytes()), ("memory", lines(memory * 20))):
+        (user.home / name).mkdir()
+        (user.home / name / "train.jsonl").write_bytes(content)
+
+    def answer(request: ChatRequest) -> ChatAnswer:
+        epochs = 20 if "memory" in request.text else 0.05
+        return ChatAnswer(
+            proposal({**GOOD, "per_device_train_batch_size": 8, "num_train_epochs": epochs, "learning_rate": 2e-3})
+        )
+
+    with ChatServer(answer) as server:
+        env = {
+            "FT_CHAT_API_BASE": server.url,
+            "FT_RUNNER": "local",
+            "FT_MAX_EPOCHS": "50",
+            "FT_BENCHMARK_DATASETS": '["gsm8k"]',
+            "FT_BENCHMARK_LIMIT": "10",
+        }
+        user.loop("--dataset", "gsm8k-train", "--model", "demo/tiny", "--loop_n", "1", env=env)
+        user.loop("--dataset", "memory", "--model", "demo/tiny", "--loop_n", "1", env=env)
+    states = [Journal(Path(entry.path) / "journal.jsonl").state for entry in user.studies()]
+    (real,), (memorised,) = (state.trials for state in states)
+    (score,) = real.scores
+    assert score.n == 10
+    assert score.mean <= 0.2
+    assert score.low < score.high, "an interval, also at 0 of 10"
+    assert memorised.scores[0].mean >= 0.8
+    assert memorised.verdict == "better"
+    sealed = states[1].result(1, "test", Sealed)
+    assert sealed is not None
+    assert sealed.winner[0].mean < 0.5, "what was not memorised is not known"
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
