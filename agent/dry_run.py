@@ -10,7 +10,7 @@ from agent import hub
 from agent.errors import UsageError
 from agent.options import LoopOptions
 from agent.records import STAGES
-from agent.report.words import duration
+from agent.report.words import count, duration
 from agent.settings import Settings, load
 from agent.wiring import DEFAULT_MODEL
 from scenarios.finetune import demo
@@ -20,7 +20,7 @@ from scenarios.finetune.benchmarks import REGISTRY, require_known
 def show(options: LoopOptions) -> None:
     """Print the plan; UsageError for whatever can be known to be wrong already."""
     settings = load(options.settings(), Path(options.config) if options.config else None, os.environ, Path.cwd())
-    for name, words in rows(options, settings):
+    for name, words in list(rows(options, settings)):  # all of it, or only what is wrong
         print(f"{name:<11} {words}")
 
 
@@ -84,8 +84,8 @@ def _proposer(settings: Settings) -> str:
 
 def _budget(options: LoopOptions) -> str:
     limits = [
-        f"{options.loop_n} trials" if options.loop_n else "",
-        f"{options.step_n} stages" if options.step_n else "",
+        count(options.loop_n, "trial") if options.loop_n else "",
+        count(options.step_n, "stage") if options.step_n else "",
         duration(options.timeout) if options.timeout else "",
     ]
     return ", ".join(filter(None, limits)) or "no limit: runs until Ctrl-C, or until nothing can be better"

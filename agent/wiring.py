@@ -25,7 +25,7 @@ from agent.report import View
 from agent.report.live import make_view
 from agent.report.markdown import write_report
 from agent.report.summary import summary
-from agent.report.words import duration
+from agent.report.words import count, duration
 from agent.run import Runner, Say
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, empty_directory, locked, new_entry, study_id
@@ -357,7 +357,7 @@ def _plan_rows(
     options: LoopOptions,
     paths: StudyPaths,
 ) -> list[tuple[str, str]]:
-    limits = [f"{trials} trials" if trials is not None else "", f"{stages} stages" if stages is not None else ""]
+    limits = [count(trials, "trial") if trials else "", count(stages, "stage") if stages else ""]
     limits.append(duration(options.timeout) if options.timeout is not None else "")
     dropped = f", {plan.data.dropped:,} empty rows dropped" if plan.data.dropped else ""
     return [
