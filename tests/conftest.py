@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,17 @@ LEAKS = ("FT_", "OPENAI_", "HF_", "RAY_", "WANDB_")
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings and keys of whoever runs the tests play no part in them."""
     for name in list(os.environ):
         if name.startswith(LEAKS):
             monkeypatch.delenv(name)
-    return
 
 
 @pytest.fixture(scope="session")
 def environments() -> Environments:
     """The local runner's locked environments, built on demand and kept between runs as for a user."""
     built = Environments()
-    for name in ("train", "bench"):
-        built.ready(name, print)  # type: ignore[arg-type]
+    built.ready("train", print)
+    built.ready("bench", print)
     return built

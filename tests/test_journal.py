@@ -34,6 +34,7 @@ from agent.records import (
     Score,
     Scores,
     Usage,
+    Verdict,
 )
 from agent.study import allowance
 
@@ -78,7 +79,7 @@ def score(mean: float = 0.5) -> Score:
     )
 
 
-def whole_trial(number: int, verdict: str = "tie") -> list[Event]:
+def whole_trial(number: int, verdict: Verdict = "tie") -> list[Event]:
     recipe = Recipe(train={"learning_rate": 1e-3, "finetuning_type": "lora", "lora_rank": 8})
     results: dict[str, msgspec.Struct] = {
         "propose": Proposal(hypothesis="h" * 80, change="c" * 40, recipe=recipe, author="tpe", usage=Usage(calls=1)),
@@ -100,7 +101,7 @@ def whole_trial(number: int, verdict: str = "tie") -> list[Event]:
             alpha=0.003,
             detectable=0.1,
             against="base",
-        ),  # type: ignore[arg-type]
+        ),
     }
     lines = [event for name, result in results.items() for event in stage(number, name, result)]
     return [*lines, TrialEnded(at=0, call=1, trial=number, lesson="l" * 100)]

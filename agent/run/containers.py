@@ -23,10 +23,9 @@ from agent.run.images import build, is_there, tag_of
 from agent.run.outcomes import Clock, Stop
 
 if TYPE_CHECKING:
+    from docker import DockerClient
     from docker.models.containers import Container
     from docker.types import DeviceRequest
-
-    from docker import DockerClient
 
 OWNER_LABEL = "ftloop.owner"
 JOB_LABEL = "ftloop.job"
@@ -51,9 +50,8 @@ def docker_answers() -> str | None:
 
 def connect(timeout: float = 60.0) -> DockerClient:
     """A client of the engine that DOCKER_HOST names, or of the default one; MachineError if it does not answer."""
-    import requests
-
     import docker
+    import requests
 
     host = os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
     try:
@@ -172,9 +170,8 @@ class DockerRunner:
 
     def _remove(self, name: str) -> bool:
         """Kill and remove, unless it is gone already. False if the engine does not answer any more."""
-        import requests
-
         import docker
+        import requests
 
         problem: str | None = None
         for attempt in range(_REMOVE_TRIES):
@@ -298,9 +295,8 @@ def _killed_for_memory(container: Container) -> bool:
 
 @contextlib.contextmanager
 def _engine_trouble_raised(attempt: str) -> Iterator[None]:
-    import requests
-
     import docker
+    import requests
 
     try:
         yield
@@ -314,9 +310,8 @@ def _engine_trouble_raised(attempt: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _engine_trouble_ignored() -> Iterator[None]:
-    import requests
-
     import docker
+    import requests
 
     with contextlib.suppress(docker.errors.DockerException, requests.RequestException, OSError):
         yield

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import pytest
 
-import docker
 from agent.errors import MachineError
 from agent.run.containers import DockerRunner, connect
 from agent.run.images import build, is_there, tag_of
