@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo plan test check bench
 .DEFAULT_GOAL := setup
 
 $(STAMP): pyproject.toml
@@ -14,8 +14,16 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP)
 
-demo: setup
-	$(BIN)/python agent/loop.py --dataset demo/reverse --runner local --proposer tpe --timeout 10m
+demo: plan setup
+	$(BIN)/python agent/loop.py --dataset demo/reverse --runner local --proposer tpe --timeout 9m
+
+plan:
+	@echo 'ftloop demo: teach a tiny model to reverse eight digits, and prove that it learned.'
+	@echo '  1. install ftloop into .venv                                       about 1 minute, once'
+	@echo '  2. build the locked environments for training and evaluation       about 3 minutes and 3.5 GB, once'
+	@echo '  3. make the model and its data, and score the model: it knows nothing'
+	@echo '  4. propose, train, measure, keep what is provably better           at most 9 minutes'
+	@echo '  5. open the sealed test for the winner and the base'
 
 test: setup
 	$(BIN)/python -m pytest

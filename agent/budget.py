@@ -27,15 +27,19 @@ class Budget:
     ) -> None:
         self._trials = trials
         self._stages = stages
+        self._seconds = seconds
         self._clock = clock
         self._started = clock()
-        self._deadline = None if seconds is None else self._started + seconds
         self._reserved = 0.0
 
     @property
     def counted(self) -> bool:
         """Whether the user asked for a number of trials or stages, which is then obeyed."""
         return self._trials is not None or self._stages is not None
+
+    def start(self) -> None:
+        """Active time begins now: what came before (downloads, building environments) is not counted."""
+        self._started = self._clock()
 
     def spent(self) -> float:
         """Active seconds so far."""
@@ -51,7 +55,7 @@ class Budget:
 
     def left(self) -> float | None:
         """Seconds that a stage may still use; None where time is not limited."""
-        return None if self._deadline is None else self._deadline - self._reserved - self._clock()
+        return None if self._seconds is None else self._seconds - self._reserved - self.spent()
 
     def over(self) -> str | None:
         """Why the time is over, or None."""

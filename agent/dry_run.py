@@ -12,7 +12,7 @@ from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
 from agent.settings import Settings, load
-from agent.wiring import DEFAULT_MODEL
+from agent.wiring import DEFAULT_MODEL, chosen_endpoint
 from scenarios.finetune import demo
 from scenarios.finetune.benchmarks import REGISTRY, require_known
 
@@ -76,8 +76,8 @@ def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
 
 
 def _proposer(settings: Settings) -> str:
-    endpoint = settings.chat_endpoint()
-    if settings.proposer == "tpe" or endpoint is None:
+    endpoint = chosen_endpoint(settings)
+    if endpoint is None:
         return "tpe"
     return f"{endpoint.model} at {endpoint.base_url or 'the default endpoint'}"
 

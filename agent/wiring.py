@@ -27,6 +27,7 @@ from agent.report.markdown import write_report
 from agent.report.summary import summary
 from agent.report.words import count, duration
 from agent.run import Runner, Say
+from agent.settings import Endpoint as ChatEndpoint
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, empty_directory, locked, new_entry, study_id
 from agent.study import Lab, StageBench, Study, allowance, study_report
@@ -108,6 +109,9 @@ def _at_work(
     view.plan(_plan_rows(subject, plan, settings, machine, runner.name, proposer.name, trials, stages, options, paths))
     for line in sensitivity(subject.benchmarks, settings.benchmark_limit):
         view.say(line)
+    runner.ready("train", view.say)  # after everything that can be wrong: it may take minutes
+    runner.ready("bench", view.say)
+    budget.start()
     study.start_call(proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages)
     try:
         yield Lab(study=study, proposer=proposer, scenario=scenario, output=workspace.output(study.name))
@@ -179,6 +183,7 @@ def gather(
     options: LoopOptions, settings: Settings, workspace: Workspace, runner: Runner, machine: Hardware, view: View
 ) -> Subject:
     """Find, download or make data, model and benchmarks."""
+    chosen_endpoint(settings)  # refused now rather than after a download
     names, folder = settings.benchmark_datasets, None
     if options.dataset.startswith("demo/"):
         folder = make_demo(options.dataset, workspace)
@@ -195,8 +200,6 @@ def gather(
         return hub.fetch("dataset", dataset, workspace.root, view.say).path
 
     benchmarks = resolve(names, workspace.root, fetch, folder)
-    runner.ready("train", view.say)
-    runner.ready("bench", view.say)
     model, path = choose_base(options, workspace, runner, machine, view)
     info = inspect(path)
     if not info.chat_template and settings.template is None:
@@ -237,6 +240,7 @@ def choose_base(
         view.say(f"model: {name}, the one that the demo is made for")
     if name == demo.MODEL:
         path = workspace.root / "models" / name
+        runner.ready("train", view.say)
         directory = empty_directory(workspace.root / "models" / ".making")
         demo.make_model(StageBench(directory, "make-demo-model", {}, runner, Budget(), view), path)
         shutil.rmtree(directory)
@@ -292,19 +296,14 @@ def choose_proposer(
     """The proposer asked for, or the language model if an endpoint is configured; says which and why."""
     from agent.propose.tpe import Tpe
 
-    endpoint = settings.chat_endpoint()
-    if settings.proposer == "llm" and endpoint is None:
-        raise UsageError(
-            "--proposer llm needs an endpoint, and none is configured",
-            "set FT_CHAT_API_BASE or FT_CHAT_API_KEY (or OPENAI_API_KEY), or use --proposer tpe",
-        )
-    if settings.proposer == "tpe" or endpoint is None:
+    endpoint = chosen_endpoint(settings)
+    if endpoint is None:
         reason = ", because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)"
         say("proposer: tpe" + (reason if settings.proposer == "auto" else ""))
         return Tpe(default_space(), scenario.problems, settings.proposer_seed)
     from agent.propose.writer import Writer
 
-    model = chat_model(settings, budget)
+    model = chat_model(endpoint, settings, budget)
     say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
     left = budget.left
     brief = study_brief(
@@ -318,12 +317,21 @@ def choose_proposer(
     return Writer(model, brief, scenario.problems, allowed_keys(), transcript=paths.transcript)
 
 
-def chat_model(settings: Settings, budget: Budget) -> ChatModel:
-    """The language model behind the configured endpoint."""
+def chosen_endpoint(settings: Settings) -> ChatEndpoint | None:
+    """The endpoint of the language model that proposes; None where TPE does."""
+    endpoint = settings.chat_endpoint()
+    if settings.proposer == "llm" and endpoint is None:
+        raise UsageError(
+            "--proposer llm needs an endpoint, and none is configured",
+            "set FT_CHAT_API_BASE or FT_CHAT_API_KEY (or OPENAI_API_KEY), or use --proposer tpe",
+        )
+    return None if settings.proposer == "tpe" else endpoint
+
+
+def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget) -> ChatModel:
+    """The language model behind an endpoint."""
     from agent.llm import ChatModel, Endpoint, Price, Secret
 
-    found = settings.chat_endpoint()
-    assert found is not None
     endpoint = Endpoint(
         model=found.model, base_url=found.base_url, key=Secret(found.api_key) if found.api_key else None
     )

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_make_demo_ends_with_a_better_model(tmp_path: Path, environments: Environments) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    (command,) = re.findall(r"^demo: setup\n\t\$\(BIN\)/(python .*)$", makefile, flags=re.MULTILINE)
+    (command,) = re.findall(r"^demo: plan setup\n\t\$\(BIN\)/(python .*)$", makefile, flags=re.MULTILINE)
     user = User(tmp_path)
     output = user.run(*shlex.split(command), timeout=900)  # what `make demo` runs after `make setup`
     state = user.state()
