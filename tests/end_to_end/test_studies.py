@@ -175,12 +175,12 @@ def test_real_gsm8k_and_its_positive_control(user: User) -> None:
     (benchmark,) = resolve(("gsm8k",), user.workspace, lambda *_: Path())
     asked = [item.row for item in benchmark.halves.take("search", 10)]
     memory = [{"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"} for row in asked]
-    for name, content in (("gsm8k-train", (laid / "train.jsonl").read_bytes()), ("memory", lines(memory * 20))):
+    for name, content in (("gsm8k-train", (laid / "train.jsonl").read_bytes()), ("by-heart", lines(memory * 20))):
         (user.home / name).mkdir()
         (user.home / name / "train.jsonl").write_bytes(content)
 
     def answer(request: ChatRequest) -> ChatAnswer:
-        epochs = 20 if "memory" in request.text else 0.05
+        epochs = 20 if "by-heart" in request.text else 0.05
         return ChatAnswer(
             proposal({**GOOD, "per_device_train_batch_size": 8, "num_train_epochs": epochs, "learning_rate": 2e-3})
         )
@@ -194,7 +194,7 @@ def test_real_gsm8k_and_its_positive_control(user: User) -> None:
             "FT_BENCHMARK_LIMIT": "10",
         }
         user.loop("--dataset", "gsm8k-train", "--model", "demo/tiny", "--loop_n", "1", env=env)
-        user.loop("--dataset", "memory", "--model", "demo/tiny", "--loop_n", "1", env=env)
+        user.loop("--dataset", "by-heart", "--model", "demo/tiny", "--loop_n", "1", env=env)
     states = [Journal(Path(entry.path) / "journal.jsonl").state for entry in user.studies()]
     (real,), (memorised,) = (state.trials for state in states)
     (score,) = real.scores
