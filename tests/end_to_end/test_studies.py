@@ -44,6 +44,10 @@ def test_the_smoke_run_twice_is_one_study_of_two_trials(user: User) -> None:
     done = user.endings()
     assert done[(0, "bench", "done")] == 1
     assert all(done[(trial, "train", "done")] + done[(trial, "train", "failed")] == 1 for trial in (1, 2))
+    for event in user.events():
+        if event["event"] == "stage ended" and event["stage"] in ("train", "bench") and event["ending"] == "done":
+            programs = event["result"].get("seconds") or sum(s["seconds"] for s in event["result"]["scores"])
+            assert event["seconds"] - programs < 1.5, f"{event['stage']} adds too much to what its program needs"
     assert "of 2 candidates" in (report := user.run("ftloop", "report")) or "2 trials" in report
 
 
