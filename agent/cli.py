@@ -30,7 +30,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands.add_parser("loop", help="search for a better model (the same as python agent/loop.py)", add_help=False)
     report = commands.add_parser("report", help="what was tried, what was kept, why, with its uncertainty")
-    report.add_argument("study", nargs="?", help="a study's id, or the beginning of it; without it, the newest")
+    report.add_argument(
+        "study", nargs="?", help="a study's id, or the beginning of it; without it, the one last worked on"
+    )
     return parser
 
 

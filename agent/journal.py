@@ -7,6 +7,7 @@ JournalFileBackend; only a torn last line is forgiven.)
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from agent.errors import StudyError
+from agent.errors import MachineError, StudyError
 from agent.records import (
     Checkpoint,
     Comparison,
@@ -141,6 +142,7 @@ class State:
     running: StageStarted | None = None
     openings: list[int] = field(default_factory=list)
     output: str | None = None
+    published: int | None = None
     best: int | None = None
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
@@ -178,7 +180,7 @@ class State:
                 if event.trial not in self.openings:
                     self.openings.append(event.trial)
             case OutputWritten():
-                self.output = event.path
+                self.output, self.published = event.path, event.trial
 
     def _end_stage(self, event: StageEnded) -> None:
         self.running = None
@@ -254,23 +256,29 @@ class Journal:
         return self._clock()
 
     def append(self, event: Event) -> None:
-        """Write one event and wait until it is on the disk."""
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.ftruncate(self._file, self._good_bytes)
-            os.lseek(self._file, 0, os.SEEK_END)
-        self.state.apply(event)
+        """Write one event and wait until it is on the disk; MachineError, and nothing half-written, if it cannot be."""
         line = self._encoder.encode(event) + b"\n"
-        view = memoryview(line)
-        while view:
-            view = view[os.write(self._file, view) :]
-        os.fsync(self._file)
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, self._good_bytes)
+            os.pwrite(self._file, line, self._good_bytes)
+            if os.fstat(self._file).st_size != self._good_bytes + len(line):
+                os.ftruncate(self._file, self._good_bytes)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file)
+        except OSError as error:
+            raise MachineError(
+                f"{self.path} cannot be written: {error.strerror}",
+                "make room on that disk and run the same command again: what was finished is kept",
+            ) from error
+        self._good_bytes += len(line)
+        self.state.apply(event)
 
     def close(self) -> None:
         """Close the file; a later append opens it again."""
         if self._file is not None:
-            self._good_bytes = os.fstat(self._file).st_size
             os.close(self._file)
             self._file = None
 

@@ -5,6 +5,7 @@ python agent/loop.py --dataset demo/reverse --loop_n 1
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, TrialFailed
 from agent.options import parse
-from agent.records import Checked, Checkpoint, Comparison, MiniRun, Proposal, Score, Scores, Sealed, Trial
+from agent.records import Checked, Checkpoint, Comparison, History, MiniRun, Proposal, Score, Scores, Sealed, Trial
 from agent.study import BASE, Lab
 
 INVALID_IN_A_ROW = 5
@@ -27,7 +28,11 @@ def run_call(lab: Lab) -> str:
     """One call on a study: search, open the seal for the winner, put it where it is used; return why it ended."""
     ending = "an error of ftloop itself"
     try:
-        end = search(lab)
+        try:
+            end = search(lab)
+        except ProposerError:
+            open_seal(lab)  # what was won before is not lost with the proposer
+            raise
         ending = end.reason
         if not end.pause:
             open_seal(lab)
@@ -46,29 +51,41 @@ def run_call(lab: Lab) -> str:
 
 def search(lab: Lab) -> BudgetEnded:
     """Score the base, then try one idea after the other until the budget ends; return how it ended."""
-    invalid = 0
     try:
         score_base(lab)
         while True:
+            keep_time_for_the_seal(lab)
             stop_at_ceiling(lab)
             lab.study.budget.before_trial()
             trial = run_trial(lab)
-            invalid = invalid + 1 if trial.failure and trial.failure.kind in ("proposal", "check") else 0
-            if invalid == INVALID_IN_A_ROW:
+            if invalid_in_a_row(lab.study.history()) >= INVALID_IN_A_ROW:
                 raise no_valid_proposal(lab, trial)
     except BudgetEnded as end:
         return end
 
 
 def score_base(lab: Lab) -> Scores:
-    """Score the base model first, and keep time back for opening the sealed test at the end."""
+    """Score the base model first: it is what a candidate has to beat."""
     try:
         scores = lab.study.stage(BASE, "bench", lab.scenario.baseline, Scores)
     except TrialFailed as finding:
         raise not_scored("the base model", finding) from None
     lab.study.view.base(scores)
-    lab.study.budget.reserve(2.5 * sum(score.seconds for score in scores.scores))
     return scores
+
+
+def keep_time_for_the_seal(lab: Lab) -> None:
+    """Reserve what scoring the base and the slowest candidate took, and a quarter more: they are scored once again."""
+    history = lab.study.history()
+    base = sum(score.seconds for score in history.base)
+    candidates = [sum(score.seconds for score in trial.scores) for trial in history.trials if trial.scores]
+    lab.study.budget.reserve(1.25 * (base + max(candidates, default=base)))
+
+
+def invalid_in_a_row(history: History) -> int:
+    """How many of the last trials had no recipe that could be run, over all calls."""
+    kinds = [trial.failure.kind if trial.failure else "" for trial in reversed(history.trials)]
+    return next((index for index, kind in enumerate(kinds) if kind not in ("proposal", "check")), len(kinds))
 
 
 def run_trial(lab: Lab) -> Trial:
@@ -165,6 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FtloopError as error:
         print(f"\nftloop: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"\nftloop: the disk is full: {error}\n  -> make room; the same command goes on from here", file=sys.stderr
+        )
+        return MachineError.exit_code
     return 0
 
 

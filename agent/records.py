@@ -266,7 +266,7 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
         sealed: None while no candidate won, or while the test split is still sealed.
         openings: How many winners the test split has been opened for (1 is a clean, single look).
         output: Directory of the winner's weights, once copied there.
-        active_seconds: Time spent inside calls, over all of them.
+        active_seconds: Time spent in stages, over all calls.
     """
 
     study: str

@@ -20,11 +20,22 @@ from agent.errors import MachineError, StudyError
 from agent.records import Identity
 
 
+def identity_hash(identity: Identity) -> str:
+    """What equal studies share: fingerprints, benchmarks and settings, however data and model were named."""
+    parts = (
+        identity.dataset_fingerprint,
+        identity.model_fingerprint,
+        identity.benchmarks,
+        identity.limit,
+        identity.generation,
+    )
+    return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:10]
+
+
 def study_id(identity: Identity) -> str:
-    """A name that a person recognises and that equal identities share: `reverse-tiny-1f2e3d4c`."""
-    canonical = msgspec.json.encode(identity, order="deterministic")
-    words = [re.sub(r"[^a-z0-9]+", "-", name.rsplit("/", 1)[-1].lower()) for name in (identity.dataset, identity.model)]
-    return "-".join([*(word.strip("-")[:24] for word in words), hashlib.sha256(canonical).hexdigest()[:8]])
+    """A name that a person recognises: `reverse-tiny-1f2e3d4c5b`."""
+    words = [re.sub(r"[^a-z0-9]+", "-", Path(name).name.lower()) for name in (identity.dataset, identity.model)]
+    return "-".join([*filter(None, (word.strip("-")[:24].strip("-") for word in words)), identity_hash(identity)])
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,11 @@ class Workspace:
         """The index of all studies and runs."""
         return self.root / "index.jsonl"
 
-    def study(self, name: str) -> StudyPaths:
-        """The paths of a study."""
-        return StudyPaths(self.root / "studies" / name)
+    def study(self, identity: Identity) -> StudyPaths:
+        """The paths of a study: those that it has already, whatever its data and model were called then."""
+        studies = self.root / "studies"
+        known = sorted(studies.glob(f"*-{identity_hash(identity)}"))
+        return StudyPaths(known[0] if known else studies / study_id(identity))
 
     def output(self, name: str) -> Path:
         """Where a study's winner is put."""
@@ -164,6 +177,16 @@ def empty_directory(path: Path) -> Path:
         shutil.rmtree(path)
     path.mkdir(parents=True)
     return path
+
+
+def replace_directory(draft: Path, target: Path) -> None:
+    """Put a finished directory in the place of another one, so that a kill leaves the old, the new, or neither."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    draft.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def new_entry(study: str, identity: Identity, path: Path) -> IndexEntry:

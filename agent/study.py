@@ -33,7 +33,7 @@ from agent.propose import Proposer
 from agent.records import STAGES, Failure, History, MiniRun, Proposal, Scores, Sealed, StudyReport, Trial, Usage
 from agent.report import View
 from agent.run import Job, Outcome, Runner
-from agent.store import StudyPaths, empty_directory
+from agent.store import StudyPaths, empty_directory, replace_directory
 from scenarios import Bench, Progress, Scenario
 
 BASE = 0
@@ -120,7 +120,8 @@ class Study:
                 timeout=timeout,
             )
         )
-        self.prune()
+        for trial in self.journal.state.trials:  # a kill may have come between a trial's end and its pruning
+            self._prune(trial.number)
 
     def end_call(self, reason: str) -> None:
         """Record why this call ended."""
@@ -168,8 +169,8 @@ class Study:
             if counted:
                 self.budget.count_stage()
             raise
-        except (KeyboardInterrupt, BudgetEnded):
-            self._end_stage(trial, stage, "stopped", time.monotonic() - started)
+        except (KeyboardInterrupt, BudgetEnded) as end:
+            self._end_stage(trial, stage, "stopped", time.monotonic() - started, usage=_consumed(end))
             raise
         except BaseException as error:
             self._end_stage(trial, stage, "broken", time.monotonic() - started, usage=_consumed(error))
@@ -219,12 +220,15 @@ class Study:
         """Record that the trial in hand is over, with what it teaches, and drop weights that nobody needs now."""
         number = self.next_trial()
         call = len(self.journal.state.calls)
+        before = self.journal.state.best
         draft = self.journal.state.assemble(number, lesson="")
         self.journal.append(TrialEnded(at=self.journal.now(), call=call, trial=number, lesson=lesson(draft)))
         self.budget.count_trial()
         trial = self.journal.state.trial(number)
         self.view.trial_ended(trial, self.journal.state.best)
-        self.prune()
+        self._prune(number)
+        if before is not None:
+            self._prune(before)  # it may have lost its place
         return trial
 
     def base(self) -> Scores | None:
@@ -242,12 +246,10 @@ class Study:
         state = self.journal.state
         return History(base=base.scores if base else (), trials=tuple(state.trials), best=state.best)
 
-    def prune(self) -> None:
-        """Delete the weights of finished trials that are not the best; their logs, recipes and scores stay."""
-        state = self.journal.state
-        for trial in state.trials:
-            for stage in ("mini-run",) if trial.number == state.best else ("mini-run", "train"):
-                shutil.rmtree(self.paths.weights(trial.number, stage), ignore_errors=True)
+    def _prune(self, number: int) -> None:
+        """Delete a finished trial's weights unless it is the best; its logs, recipe and scores stay."""
+        for stage in ("mini-run",) if number == self.journal.state.best else ("mini-run", "train"):
+            shutil.rmtree(self.paths.weights(number, stage), ignore_errors=True)
 
     def opening(self, trial: int) -> None:
         """Record that the sealed split is being opened for this trial's model."""
@@ -258,19 +260,18 @@ class Study:
         """Copy the winner's weights and recipe to `output`, whole or not at all, and record it."""
         assert winner.checkpoint is not None
         assert winner.proposal is not None
-        marker = output / "recipe.yaml"
         recipe = f"# {self.name}, trial {winner.number}\n" + yaml.safe_dump(
             {**winner.proposal.recipe.train, "seed": winner.proposal.recipe.seed}, sort_keys=True
         )
-        if marker.exists() and marker.read_text() == recipe:
-            return
-        draft = output.with_name(f".{output.name}.new")
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.copytree(winner.checkpoint.path, draft, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
-        (draft / "recipe.yaml").write_text(recipe)
-        shutil.rmtree(output, ignore_errors=True)
-        draft.rename(output)
-        self.journal.append(OutputWritten(at=self.journal.now(), trial=winner.number, path=str(output)))
+        marker = output / "recipe.yaml"
+        if not marker.exists() or marker.read_text() != recipe:
+            draft = output.with_name(f".{output.name}.new")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(winner.checkpoint.path, draft, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+            (draft / marker.name).write_text(recipe)
+            replace_directory(draft, output)
+        if self.journal.state.published != winner.number:
+            self.journal.append(OutputWritten(at=self.journal.now(), trial=winner.number, path=str(output)))
 
 
 @dataclass(frozen=True)

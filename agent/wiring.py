@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from agent.report.words import count, duration
 from agent.run import Runner, Say
 from agent.settings import Endpoint as ChatEndpoint
 from agent.settings import Settings, load
-from agent.store import IndexEntry, StudyPaths, Workspace, empty_directory, locked, new_entry, study_id
+from agent.store import IndexEntry, StudyPaths, Workspace, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
 from scenarios.finetune import data, demo, training
 from scenarios.finetune.benchmarks import Benchmark, resolve
@@ -72,7 +73,7 @@ def connect(options: LoopOptions) -> Iterator[Lab]:
             machine = hardware.look()
             runner = choose_runner(settings, view.say)
             subject = gather(options, settings, workspace, runner, machine, view)
-            paths = workspace.study(study_id(subject.identity))
+            paths = workspace.study(subject.identity)
             with locked(paths):
                 yield from _at_work(options, settings, workspace, runner, machine, subject, paths, view)
     finally:
@@ -92,6 +93,8 @@ def _at_work(
     for name in runner.reap():
         view.say(f"ended what a killed call had left running: {name}")
     journal = open_journal(paths, subject.identity)
+    if journal.torn:
+        view.say("the journal's last line was torn by a crash: what it would have said is done again")
     workspace.enter(new_entry(paths.root.name, subject.identity, paths.root))
     plan = training_plan(settings, subject, machine, paths)
     scenario = FineTune(
@@ -122,18 +125,20 @@ def _at_work(
 
 
 def report(study: str | None) -> int:
-    """Print what a study found so far, and write its report.md; the newest study where none is named."""
+    """Print what a study found so far, and write its report.md; the one last worked on where none is named."""
     settings = load({}, None, os.environ, Path.cwd())
     workspace = Workspace(settings.workspace())
     entry = _find(workspace.index(), study)
     paths = StudyPaths(Path(entry.path))
+    if not paths.journal.exists():
+        raise UsageError(f"{paths.journal} is gone", "the study was moved or deleted; name another one")
     model = hub.find("model", entry.model, workspace.root)
     show(Journal(paths.journal), paths, str(model.path) if model else None)
     return 0
 
 
 def _find(entries: list[IndexEntry], study: str | None) -> IndexEntry:
-    studies = [entry for entry in entries if entry.kind == "study"]
+    studies = sorted((entry for entry in entries if entry.kind == "study"), key=_last_touched)
     fitting = [entry for entry in studies if study is None or entry.id.startswith(study)]
     if not fitting:
         known = ", ".join(entry.id for entry in studies) or "none yet"
@@ -141,6 +146,11 @@ def _find(entries: list[IndexEntry], study: str | None) -> IndexEntry:
     if study is not None and len(fitting) > 1 and study not in [entry.id for entry in fitting]:
         raise UsageError(f"{study!r} could be {', '.join(entry.id for entry in fitting)}", "write more of its name")
     return next((entry for entry in fitting if entry.id == study), fitting[-1])
+
+
+def _last_touched(entry: IndexEntry) -> float:
+    journal = StudyPaths(Path(entry.path)).journal
+    return journal.stat().st_mtime if journal.exists() else 0.0
 
 
 def show(journal: Journal, paths: StudyPaths, base_path: str | None) -> None:
@@ -204,6 +214,8 @@ def gather(
     info = inspect(path)
     if not info.chat_template and settings.template is None:
         view.say(f"{model} has no chat template: it is trained and asked in plain text, without an end-of-turn token")
+    if info.bytes > 1 << 30:
+        view.say(f"reading {info.bytes / 2**30:.1f} GiB of weights once, for their fingerprint")
     weights = weights_hash(path)
     identity = Identity(
         dataset=options.dataset,
@@ -241,9 +253,8 @@ def choose_base(
     if name == demo.MODEL:
         path = workspace.root / "models" / name
         runner.ready("train", view.say)
-        directory = empty_directory(workspace.root / "models" / ".making")
-        demo.make_model(StageBench(directory, "make-demo-model", {}, runner, Budget(), view), path)
-        shutil.rmtree(directory)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=workspace.root / "models") as directory:
+            demo.make_model(StageBench(Path(directory), "make-demo-model", {}, runner, Budget(), view), path)
         return name, path
     if name is None and (found := choose_model(workspace.root / "models", machine.device_memory)) is not None:
         path, reason = found
@@ -260,7 +271,7 @@ def open_journal(paths: StudyPaths, identity: Identity) -> Journal:
     journal = Journal(paths.journal)
     if journal.state.identity is None:
         journal.append(StudyOpened(at=journal.now(), format=FORMAT, study=paths.root.name, identity=identity))
-    elif journal.state.identity != identity:
+    elif identity_hash(journal.state.identity) != identity_hash(identity):
         raise StudyError(f"{paths.journal} belongs to another study", "move that directory away")
     return journal
 
@@ -343,7 +354,7 @@ def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterato
     """What each benchmark's search half can show at all, said before anything is spent."""
     for benchmark in benchmarks:
         n = len(benchmark.halves.take("search", limit))
-        smallest = accept.detectable(n)
+        smallest = accept.detectable(n, alpha=accept.ALPHA / len(benchmarks))
         if smallest >= 1.0:
             yield f"{benchmark.name}: {n} questions to search with are too few to prove any difference: undecidable"
         else:

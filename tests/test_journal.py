@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from agent.records import (
 )
 from agent.study import allowance
 
+ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = Identity(
     dataset="demo/reverse",
     dataset_fingerprint="d",
@@ -197,3 +200,31 @@ def test_ten_thousand_trials_load_quickly(tmp_path: Path) -> None:
     started = time.perf_counter()
     assert len(Journal(path).state.trials) == 10_000
     assert time.perf_counter() - started < 3.0  # the goal is 1 s on a quiet machine: see `make bench`
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow beyond a limit."""
+    path = tmp_path / "journal.jsonl"
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from agent.errors import MachineError\n"
+        "from agent.journal import Journal\n"
+        "from tests.test_journal import opened, whole_trial\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "journal = Journal(Path(sys.argv[1]))\n"
+        "for event in opened(): journal.append(event)\n"
+        "size = Path(sys.argv[1]).stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, size + 100))\n"
+        "for event in whole_trial(1)[:2]:\n"
+        "    try: journal.append(event)\n"
+        "    except MachineError as error: sys.exit(error.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    before = path.stat().st_size
+    assert path.read_bytes().endswith(b"\n")
+    journal = Journal(path)
+    assert not journal.torn
+    journal.append(CallEnded(at=0, call=1, reason="", seconds=0))
+    assert path.stat().st_size > before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,42 @@ def test_five_invalid_proposals_in_a_row_end_the_study(tmp_path: Path) -> None:
     assert state(tmp_path).calls[-1].ended
     call(tmp_path, "invalid", 0.5, loop_n=3)
     assert len(state(tmp_path).trials) == 8, "a valid one in between starts the count anew"
+
+
+def test_a_proposer_that_breaks_down_does_not_take_the_winner_along(tmp_path: Path) -> None:
+    with pytest.raises(ProposerError):
+        call(tmp_path, 0.6, *["invalid"] * 6)
+    assert state(tmp_path).best == 1
+    assert state(tmp_path).openings == [1]
+    assert (tmp_path / "output" / "toy" / "weights").exists()
+
+
+def test_invalid_proposals_are_counted_over_calls(tmp_path: Path) -> None:
+    for _ in range(4):
+        call(tmp_path, "invalid", loop_n=1)
+    with pytest.raises(ProposerError):
+        call(tmp_path, "invalid", loop_n=1)
+
+
+def test_a_kill_while_the_winner_is_published_is_made_good(tmp_path: Path) -> None:
+    call(tmp_path, 0.9, loop_n=1)
+    journal = tmp_path / "studies" / "toy" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    cut = next(index for index, line in enumerate(lines) if b"output written" in line)
+    journal.write_bytes(b"".join(lines[:cut]))  # killed between the rename and the journal's line
+    assert state(tmp_path).output is None
+    call(tmp_path, 0.9, 0.2, loop_n=1)
+    assert state(tmp_path).output == str(tmp_path / "output" / "toy")
+    shutil.rmtree(tmp_path / "output" / "toy")  # killed between two renames
+    call(tmp_path, 0.9, 0.2, loop_n=1)
+    assert (tmp_path / "output" / "toy" / "weights").exists()
+
+
+def test_time_is_kept_back_for_the_sealed_test(tmp_path: Path) -> None:
+    with toy.lab(tmp_path, proposer=Listed((0.5, 0.51)), scenario=Toy(0.0, bench_seconds=2.0), timeout=9.0) as lab:
+        reason = run_call(lab)
+    assert "kept for the sealed test" in reason
+    assert state(tmp_path).result(1, "test", Sealed) is not None
 
 
 def test_a_recipe_that_fails_its_check_is_a_finding(tmp_path: Path) -> None:

@@ -95,10 +95,13 @@ class Instant:
 
 @dataclass(frozen=True)
 class Toy:
-    """`seconds`: how long a training sleeps. Recipes: {"skill": 0..1, "fail": kind}."""
+    """`seconds`: how long a training sleeps; `bench_seconds`: how long a scoring says that it took.
+
+    Recipes: {"skill": 0..1, "fail": kind}.
+    """
 
     seconds: float = 0.0
-    root: Path = Path()
+    bench_seconds: float = 0.0
 
     def problems(self, recipe: Recipe) -> list[str]:
         return [] if 0 <= float(str(recipe.train["skill"])) <= 1 else ["skill: must lie in [0, 1]"]
@@ -176,6 +179,7 @@ class Toy:
             unscored=0,
             key=f"{skill}",
             settings={},
+            seconds=self.bench_seconds,
             questions=FileRef(path=str(file), sha256=hashlib.sha256(file.read_bytes()).hexdigest()),
         )
         return Scores(scores=(score,))
