@@ -15,14 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.errors",),
     ("agent.records",),
-    ("agent.resources", "agent.settings", "agent.options", "agent.journal", "agent.budget", "agent.store"),
+    ("agent.resources", "agent.values"),
+    ("agent.settings", "agent.options", "agent.journal", "agent.budget", "agent.store"),
     ("agent.run", "agent.hardware", "agent.hub", "agent.llm", "agent.accept", "agent.space", "agent.prompts"),
     ("scenarios",),
     ("agent.propose", "agent.report"),
     ("agent.study",),
     ("agent.briefing",),
     ("agent.wiring",),
-    ("agent.dry_run",),
+    ("agent.dry_run", "agent.checks", "agent.removal"),
+    ("agent.doctor", "agent.clean"),
     ("agent.loop",),
     ("agent.cli",),
 )

@@ -23,6 +23,11 @@ RUN_ELSEWHERE = {
         "tests/end_to_end/test_studies.py"
     ),
     "ftloop report": "tests/end_to_end/test_studies.py",
+    "ftloop doctor": "tests/test_cli.py",
+    "ftloop doctor --json": "tests/test_cli.py",
+    "ftloop clean --dry-run": "tests/test_cli.py",
+    "ftloop clean": "tests/test_cli.py",
+    "ftloop clean --images --checkpoints": "tests/test_cli.py",
 }
 """Command -> the file that runs it."""
 
