@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agent import values
 from agent.errors import MachineError, UsageError
 
 PREFIX = "FT_"
 LAYOUT = ("datasets", "models", "benchmarks", "output", "studies", "scores")
-_NO_LIMIT = ("", "none", "null")
 _PATHS = ("file_path", "environments")
 _OPENAI = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE")
 
@@ -52,28 +52,10 @@ class Given:
     origin: str
 
 
-def _json_value(kind: type[list[Any]] | type[dict[str, Any]], form: str) -> BeforeValidator:
-    """Reads a setting that is JSON text in the environment, and may be native in YAML and on the command line."""
-
-    def read(value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"must be {form}; {error.msg} at character {error.pos + 1}") from None
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"must be {form}")
-        return value
-
-    return BeforeValidator(read)
-
-
-def _limit_value(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() in _NO_LIMIT else value
-
-
-_JsonArray = _json_value(list, 'a JSON array of names, as in ["aime25","gsm8k"]')
-_JsonObject = _json_value(dict, 'a JSON object, as in {"prompt": "problem", "response": "answer"}')
+_JsonArray = BeforeValidator(values.json_value(list, 'a JSON array of names, as in ["aime25","gsm8k"]'))
+_JsonObject = BeforeValidator(
+    values.json_value(dict, 'a JSON object, as in {"prompt": "problem", "response": "answer"}')
+)
 Seconds = Annotated[int, Field(ge=1)]
 Price = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
 
@@ -96,7 +78,7 @@ class Settings(BaseSettings):
     benchmark_datasets: Annotated[tuple[str, ...], _JsonArray] = Field(
         default=("aime25",), description="Benchmarks, as a JSON array. Unset, a demo data set brings its own."
     )
-    benchmark_limit: Annotated[int | None, Field(ge=1), BeforeValidator(_limit_value)] = Field(
+    benchmark_limit: Annotated[int | None, Field(ge=1), BeforeValidator(values.limit)] = Field(
         default=None, description="Questions of each benchmark's search and test half; None or empty means all."
     )
     benchmark_timeout: Seconds = Field(default=3600, description="Seconds that one evaluation may take.")
@@ -139,6 +121,13 @@ class Settings(BaseSettings):
         gt=0,
         allow_inf_nan=False,
         description="Most epochs (num_train_epochs) that a proposal may ask for.",
+    )
+    gpus: Annotated[str | None, AfterValidator(values.gpus), BeforeValidator(values.text)] = Field(
+        default=None,
+        description="GPUs for jobs: 0,1 as nvidia-smi counts them, UUIDs, or none. Unset: all that are visible.",
+    )
+    trial_disk: Annotated[str, AfterValidator(values.size), BeforeValidator(values.text)] = Field(
+        default="100GB", description="What one job may write to the disk: 20GB, 20GiB, bytes, or none for no limit."
     )
     environments: Path = Field(
         default=Path("~/.cache/ftloop/environments"),
@@ -186,6 +175,11 @@ class Settings(BaseSettings):
         if name not in type(self).model_fields:
             raise KeyError(name)
         return self._origins.get(name, "default")
+
+    @property
+    def trial_disk_bytes(self) -> int | None:
+        """FT_TRIAL_DISK in bytes; None for no limit."""
+        return values.size_in_bytes(self.trial_disk)
 
     def notes(self) -> list[str]:
         """What the user should be told once about these settings."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,14 +61,51 @@ def journal_10k_load_s() -> float:
         return min(once(path) for _ in range(3))
 
 
-BENCHMARKS: tuple[tuple[Callable[[], float], str, float], ...] = (
+def docker_job_ratio() -> float | None:
+    """A null job by the docker runner, in plain `docker run`s of the same image; the median of nine pairs.
+
+    The plain one has no network either: what an engine spends on a network is no cost of ours, in either direction.
+    """
+    from agent.run.containers import DockerRunner, connect, docker_answers
+    from tests.conformance.images import make_image
+    from tests.conformance.runners import python_job
+
+    if problem := docker_answers() or (None if shutil.which("docker") else "there is no docker command"):
+        print(f"docker_job_ratio is left out: {problem}", file=sys.stderr)
+        return None
+    client = connect()
+    image = make_image(client)
+    runner = DockerRunner(client, {"train": image})
+    argv = ("python", "-I", "-S", "-c", "pass")
+
+    def seconds(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    with tempfile.TemporaryDirectory() as root:
+        job = python_job(Path(root), "", argv=argv)
+        plain = ["docker", "run", "--rm", "--network", "none", image, *argv]
+        pairs = [
+            (
+                seconds(lambda: runner.run(job)),
+                seconds(lambda: subprocess.run(plain, check=True, stdout=subprocess.DEVNULL)),
+            )
+            for _ in range(10)
+        ]
+    client.close()
+    return statistics.median(ours / theirs for ours, theirs in pairs[1:])  # the first pair warms up
+
+
+BENCHMARKS: tuple[tuple[Callable[[], float | None], str, float], ...] = (
     (help_s, "s", 0.6),
     (own_ms_per_trial, "ms", 100.0),
     (journal_10k_load_s, "s", 1.0),
+    (docker_job_ratio, "ratio", 1.3),
 )
 
 if __name__ == "__main__":
     for measure, unit, goal in BENCHMARKS:
-        print(
-            json.dumps({"name": measure.__name__, "value": round(measure(), 3), "unit": unit, "goal": goal}), flush=True
-        )
+        if (value := measure()) is not None:
+            line = {"name": measure.__name__, "value": round(value, 3), "unit": unit, "goal": goal}
+            print(json.dumps(line), flush=True)

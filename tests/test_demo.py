@@ -110,7 +110,9 @@ def test_what_ftloop_did_not_make_is_never_replaced(tmp_path: Path, make: object
 def test_a_model_is_made_once_in_the_training_environment_seeing_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "stage").mkdir()
     stand_in = tmp_path / "python"  # makes the directory that the real script would fill
-    stand_in.write_text('#!/bin/sh\nmkdir -p "$2" && echo weights > "$2/model.safetensors"\n')
+    stand_in.write_text(
+        '#!/bin/sh\nmkdir -p "$2" && echo weights > "$2/model.safetensors" && chmod 600 "$2/model.safetensors"\n'
+    )
     stand_in.chmod(0o755)
     bench = RealBench(tmp_path / "stage", python=str(stand_in))
     target = tmp_path / "models" / "demo" / "tiny"
@@ -122,6 +124,7 @@ def test_a_model_is_made_once_in_the_training_environment_seeing_nothing_else(tm
         str(bench.directory): True,
     }
     assert sorted(path.name for path in target.iterdir()) == [MARKER, "model.safetensors"]
+    assert (target / "model.safetensors").stat().st_mode & 0o444 == 0o444, "jobs may run as another user"
 
     (target / MARKER).write_text("{}")  # as if an older version of the script had made it
     make_model(bench, target)

@@ -247,7 +247,7 @@ LIES: dict[str, tuple[str, str]] = {
         "result.json cannot be read",
     ),
     "a flood": ("write(); (output / 'result.json').write_text(' ' * 2_000_000)", "larger than"),
-    "a pipe": ("write(); os.remove(output / 'result.json'); os.mkfifo(output / 'result.json')", "no valid result"),
+    "a pipe": ("write(); os.remove(output / 'result.json'); os.mkfifo(output / 'result.json')", "cannot be read"),
 }
 
 

@@ -133,6 +133,10 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path, sources: An
         ({"environ": {"FT_MAX_EPOCHS": "inf"}}, ["FT_MAX_EPOCHS", "'inf'"]),
         ({"environ": {"FT_PRICE_INPUT": "-1"}}, ["FT_PRICE_INPUT", "'-1'"]),
         ({"yaml": "runner: local\nFT_RUNNER: docker\n"}, ["lab.yaml:2", "twice", "lab.yaml:1"]),
+        ({"environ": {"FT_GPUS": "0;1"}}, ["environment", "FT_GPUS", "'0;1'", "0,1"]),
+        ({"environ": {"FT_GPUS": "0,none"}}, ["FT_GPUS"]),
+        ({"dotenv": "FT_TRIAL_DISK=much\n"}, [".env:1", "FT_TRIAL_DISK", "'much'", "20GB"]),
+        ({"environ": {"FT_TRIAL_DISK": "0"}}, ["FT_TRIAL_DISK", "'0'"]),
         ({"yaml": "- runner\n"}, ["lab.yaml", "mapping"]),
         ({"yaml": "runner: [\n"}, ["lab.yaml:", "not valid YAML"]),
         ({"dotenv": "FT_RUNNER=local\nthis is = no line\n"}, [".env:2"]),
@@ -157,6 +161,39 @@ def test_only_the_value_that_counts_is_judged(tmp_path: Path) -> None:
 def test_no_limit(tmp_path: Path, text: str) -> None:
     settings = given(tmp_path, dotenv="FT_BENCHMARK_LIMIT=10\n", environ={"FT_BENCHMARK_LIMIT": text})
     assert settings.benchmark_limit is None
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"),
+    [
+        ("20GB", 20 * 10**9),
+        ("20 GiB", 20 * 2**30),
+        ("1.5T", 1_500_000_000_000),
+        ("512m", 512_000_000),
+        ("20000", 20_000),
+        ("None", None),
+    ],
+)
+def test_a_size_of_the_disk(tmp_path: Path, text: str, bytes_: int | None) -> None:
+    assert given(tmp_path, environ={"FT_TRIAL_DISK": text}).trial_disk_bytes == bytes_
+
+
+def test_the_disk_has_a_limit_by_default(tmp_path: Path) -> None:
+    assert given(tmp_path).trial_disk_bytes == 100 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("yaml", "gpus"),
+    [
+        ("gpus: 1", "1"),
+        ("gpus: 1, 3", "1,3"),
+        ("gpus: none", "none"),
+        ("gpus: GPU-8f", "GPU-8f"),
+        ("gpus:", None),
+    ],
+)
+def test_a_list_of_gpus(tmp_path: Path, yaml: str, gpus: str | None) -> None:
+    assert given(tmp_path, yaml=f"{yaml}\n").gpus == gpus
 
 
 def test_an_empty_value_counts_as_not_set(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from scenarios.finetune import outputs
 from scenarios.finetune.arguments import problems, schema
 from scenarios.finetune.data import Prepared, recognise, write
 from scenarios.finetune.models import ModelInfo, inspect, weights_hash
-from scenarios.finetune.training import TrainingPlan, config, job, mini_run, shape, threads_for, train
+from scenarios.finetune.training import TrainingPlan, config, deepspeed, job, mini_run, shape, threads_for, train
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests/golden"
@@ -122,6 +122,70 @@ def test_the_job_is_exactly_this() -> None:
     text = msgspec.json.format(msgspec.json.encode(job(bench, PLAN, deadline=3600)), indent=2).decode()
     check_golden("train_job.json", text + "\n")
     assert "ALLOW_EXTRA_ARGS" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "train"),
+    [
+        ("1_gpu_full", 1, {"finetuning_type": "full"}),
+        ("4_gpus_lora", 4, {}),
+        ("4_gpus_full", 4, {"finetuning_type": "full"}),
+        ("4_gpus_full_large", 4, {"finetuning_type": "full"}),
+    ],
+)
+def test_the_yaml_and_the_variables_of_several_gpus_are_exactly_these(
+    name: str, gpus: int, train: dict[str, Value]
+) -> None:
+    model = msgspec.structs.replace(MODEL, parameters=8_030_000_000 if "large" in name else 1_720_000_000)
+    plan = msgspec.structs.replace(GPU, model=model, gpus=gpus, gpu_memory=80 << 30)
+    bench = Here(Path("/files/studies/s/trials/1/train"), Path("/nowhere"))
+    settings = yaml.safe_dump(config(Recipe(train=train), plan, bench.directory / "model", mini=False))
+    variables = job(bench, plan, deadline=3600).variables
+    check_golden(f"train_{name}.txt", settings + "---\n" + yaml.safe_dump(variables))
+
+
+@pytest.mark.parametrize(
+    ("train", "gpus", "gpu_memory", "wanted"),
+    [
+        ({"finetuning_type": "full"}, 1, 24 << 30, None),
+        ({"finetuning_type": "full"}, 2, 24 << 30, "zero2"),
+        ({"finetuning_type": "full"}, 2, 8 << 30, "zero3"),
+        ({"finetuning_type": "full"}, 2, 0, "zero3"),
+        ({"finetuning_type": "full", "pure_bf16": True}, 2, 8 << 30, None),
+        ({"finetuning_type": "lora"}, 2, 8 << 30, None),
+        ({}, 8, 24 << 30, None),
+        ({"finetuning_type": "freeze"}, 2, 8 << 30, None),
+    ],
+)
+def test_deepspeed_is_chosen_by_what_fits(
+    train: dict[str, Value], gpus: int, gpu_memory: int, wanted: str | None
+) -> None:
+    model = msgspec.structs.replace(MODEL, parameters=1_000_000_000)
+    plan = msgspec.structs.replace(GPU, model=model, gpus=gpus, gpu_memory=gpu_memory)
+    assert deepspeed(Recipe(train=train), plan) == wanted
+    assert ("deepspeed" in config(Recipe(train=train), plan, Path("/x/model"), mini=True)) == (wanted is not None)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_shipped_deepspeed_configurations_leave_the_recipe_its_say(stage: int) -> None:
+    settings = json.loads((ROOT / f"docker/train/deepspeed/zero{stage}.json").read_text())
+    assert settings["zero_optimization"]["stage"] == stage
+    owned = ["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"]
+    assert {settings[key] for key in owned} == {"auto"}
+    assert (settings["bf16"]["enabled"], settings["fp16"]["enabled"]) == ("auto", "auto")
+    assert not {"optimizer", "scheduler", "offload_optimizer", "offload_param"} & (
+        settings.keys() | settings["zero_optimization"].keys()
+    )
+
+
+def test_several_gpus_need_a_mini_run_of_their_own(tmp_path: Path, plan: TrainingPlan, stand_in: Path) -> None:
+    many = msgspec.structs.replace(plan, gpus=3, gpu_memory=1)
+    assert shape(recipe(), many) != shape(recipe(), plan)
+    assert shape(recipe(), msgspec.structs.replace(plan, gpus=1, gpu_memory=5)) == shape(recipe(), plan)
+    mini_run(Here(tmp_path / "stage", stand_in), recipe(finetuning_type="full"), many, [])
+    assert len((tmp_path / "stage/data/mini.jsonl").read_text().splitlines()) == 8 * 3 * 3
+    shipped = ROOT / "docker/train/deepspeed/zero3.json"
+    assert (tmp_path / "stage/deepspeed.json").read_bytes() == shipped.read_bytes()
 
 
 @pytest.mark.parametrize("plan", [PLAN, GPU])
@@ -462,6 +526,14 @@ def test_a_killed_training_is_a_finding(real: tuple[TrainingPlan, Path], tmp_pat
     with pytest.raises(TrialFailed) as caught:
         train(bench, Recipe(train={}), plan)
     assert caught.value.kind == "train:exit"
+
+
+@pytest.mark.slow
+def test_a_real_training_by_two_processes(real: tuple[TrainingPlan, Path], tmp_path: Path) -> None:
+    """What several GPUs run, but on the CPU: torchrun, one process each, joined over loopback."""
+    plan, binaries = real
+    checkpoint = train(Here(tmp_path / "s", binaries), Recipe(train={}), msgspec.structs.replace(plan, gpus=2))
+    assert checkpoint.steps == 4, "64 rows, 2 processes, 8 rows each"
 
 
 @pytest.mark.slow

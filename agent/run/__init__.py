@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 EnvironmentName = Literal["train", "bench"]
+OutcomeKind = Literal["ok", "exit", "timeout", "stopped", "disk", "oom", "killed", "full", "lost"]
 Watch = Callable[[], str | None]
 """Called about twice a second while a job runs; a returned reason stops the job."""
 Say = Callable[[str], None]
@@ -32,6 +33,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         variables: Its environment variables; nothing is inherited beyond what a program needs to start.
         log: File that receives stdout and stderr while it runs.
         deadline: Seconds after which it is stopped, on our clock.
+        untrusted: It runs code that nobody here wrote or reviewed; a runner that cannot confine it refuses.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...] = ()
     variables: dict[str, str] = {}
     labels: dict[str, str] = {}
+    untrusted: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,12 +53,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: "ok" (exit code 0), "exit" (another code), "timeout" (its deadline), "stopped" (its watch),
-            "oom" (out of memory, host or CUDA), "killed" (by a signal from elsewhere), "lost" (the engine went away).
+            "disk" (it wrote more than it may), "oom" (out of memory, host or CUDA), "killed" (by a signal from
+            elsewhere); and what is no fault of the job: "full" (no space is left), "lost" (the engine went away).
         code: Exit code where there is one. seconds: wall clock. tail: the log's last lines.
         reason: One line for a person.
     """
 
-    kind: Literal["ok", "exit", "timeout", "stopped", "oom", "killed", "lost"]
+    kind: OutcomeKind
     code: int | None
     seconds: float
     log: str

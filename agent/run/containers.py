@@ -13,27 +13,33 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from agent.errors import MachineError
 from agent.run import EnvironmentName, Job, Outcome, Say, Watch, logs, owner
 from agent.run.images import build, is_there, tag_of
+from agent.run.lock import JOB_LABEL as JOB_LABEL
+from agent.run.lock import OWNER_LABEL as OWNER_LABEL
+from agent.run.lock import Limits, container_arguments, job_user, weaknesses
+from agent.run.mounts import hand_over
 from agent.run.outcomes import Clock, Stop
 
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
-    from docker.types import DeviceRequest
 
-OWNER_LABEL = "ftloop.owner"
-JOB_LABEL = "ftloop.job"
-HOME = "/home/ftloop"
-UNPRIVILEGED = 1000
-"""The uid and gid of a root caller's jobs."""
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 _REMOVE_TRIES = 5
+_REMOVE_PATIENCE = 20.0
+_LONGEST_LINE = 1 << 16
+_HINTS = (
+    ("No such image", "the image was removed: run the same command again, and it is built anew"),
+    ("could not select device driver", "install the NVIDIA Container Toolkit on the engine, or set FT_GPUS=none"),
+    ("no space left on device", "free some space where the engine keeps its data (`docker system df`)"),
+    ("bind source path does not exist", "the engine must run on this machine, and see its files"),
+)
 
 
 def docker_answers() -> str | None:
@@ -74,9 +80,8 @@ class DockerRunner:
         build_arguments: For those builds: BASE, FIND_LINKS.
         build_network: Network of those builds ("host" where the engine has no bridge).
         grace: Seconds between SIGTERM and SIGKILL.
-        memory: Limit of a job, as Docker writes it ("6g").
-        shm: Size of /dev/shm, which data loaders use.
-        pids: Most processes and threads of a job.
+        limits: What one job may use.
+        gpus: FT_GPUS: the GPUs that jobs get; None for those of CUDA_VISIBLE_DEVICES, or all.
     """
 
     name = "docker"
@@ -89,17 +94,17 @@ class DockerRunner:
         build_arguments: Mapping[str, str] | None = None,
         build_network: str | None = None,
         grace: float = 5.0,
-        memory: str | None = None,
-        shm: str = "1g",
-        pids: int = 4096,
+        limits: Limits | None = None,
+        gpus: str | None = None,
     ) -> None:
         self._client = client
         self._images = dict(images or {})
         self._build_arguments = dict(build_arguments or {})
         self._build_network = build_network
         self._grace = grace
-        self._limits: dict[str, Any] = {"shm_size": shm, "pids_limit": pids, "mem_limit": memory}
-        self._gpus: list[DeviceRequest] | None = None
+        self._limits = limits or Limits()
+        self._gpus = gpus
+        self._engine: Mapping[str, Any] | None = None
 
     def ready(self, environment: EnvironmentName, say: Say) -> None:
         """Build the environment's image unless it is there; MachineError if it cannot."""
@@ -112,7 +117,7 @@ class DockerRunner:
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
         """Run to the end. Nothing of the job outlives this call, however it ends, KeyboardInterrupt included."""
         name = f"ftloop-{re.sub(r'[^A-Za-z0-9_.-]', '-', job.name)}-{secrets.token_hex(3)}"
-        clock = Clock(job, watch)
+        clock = Clock(job, watch, self._limits.disk)
         stop: Stop | None = None
         try:
             container = self._create(job, name)
@@ -130,19 +135,18 @@ class DockerRunner:
             answered = self._remove(name)
         log.join(self._grace)
         if code != 0 and not answered:
-            code = None  # an engine that shuts down ends its containers first, which is no fault of theirs
+            code = stop = None  # an engine that shuts down ends its containers first, which is no fault of theirs
         return clock.outcome(code, stop, out_of_host_memory=out_of_memory)
 
     def reap(self) -> list[str]:
         """Remove the containers whose owner is dead; return their names."""
         reaped = []
-        filters: dict[str, str | list[str] | bool] = {"label": OWNER_LABEL}
         with _engine_trouble_raised("list its containers"):
-            containers = self._client.containers.list(all=True, filters=filters, ignore_removed=True)
+            containers = self._client.api.containers(all=True, filters={"label": OWNER_LABEL})
         for container in containers:
-            if owner.is_dead(container.labels.get(OWNER_LABEL, "")):
-                self._remove(container.name or "")
-                reaped.append(container.labels.get(JOB_LABEL, ""))
+            if owner.is_dead(container["Labels"].get(OWNER_LABEL, "")):
+                self._remove(container["Id"])
+                reaped.append(container["Labels"].get(JOB_LABEL, ""))
         return sorted(reaped)
 
     def _image(self, environment: EnvironmentName) -> str:
@@ -150,16 +154,27 @@ class DockerRunner:
 
     def _create(self, job: Job, name: str) -> Container:
         uid, gid = job_user()
-        if os.getuid() != uid:
-            for mount in job.mounts:
-                if mount.writable:
-                    _give(Path(mount.path), uid, gid)
+        hand_over(job, uid, gid)
         image = self._image(job.environment)
-        arguments = container_arguments(job, image, f"{uid}:{gid}") | self._limits
         with _engine_trouble_raised(f"make a container of {image} for {job.name}"):
-            if self._gpus is None:
-                self._gpus = gpu_requests(self._client.info(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-            return self._client.containers.create(**arguments, name=name, device_requests=self._gpus)
+            if self._engine is None:
+                self._engine = self._client.info()
+            if job.untrusted and (missing := weaknesses(self._engine)):
+                raise MachineError(
+                    f"this Docker engine cannot hold code that nobody reviewed: it has no {', no '.join(missing)}",
+                    "use an engine with cgroups and seccomp (not a rootless one on cgroup v1)",
+                )
+            arguments = container_arguments(
+                job,
+                image,
+                user=f"{uid}:{gid}",
+                owner=owner.this_process(),
+                engine=self._engine,
+                limits=self._limits,
+                gpus=self._gpus,
+                visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            )
+            return self._client.containers.create(**arguments, name=name)
 
     def _terminate(self, container: Container, ended: queue.SimpleQueue[int | None]) -> int | None:
         """SIGTERM, then wait for the grace; what is left then is killed by removing its container."""
@@ -174,6 +189,7 @@ class DockerRunner:
         import requests
 
         problem: str | None = None
+        started = time.monotonic()
         for attempt in range(_REMOVE_TRIES):
             try:
                 self._client.api.remove_container(name, force=True, v=True)
@@ -184,6 +200,8 @@ class DockerRunner:
                 problem = error.explanation
             except requests.RequestException:  # no engine; one that comes back has it reaped by the next call
                 problem = None
+                if time.monotonic() - started > _REMOVE_PATIENCE:  # it hangs rather than refuses
+                    break
             time.sleep(0.2 * (attempt + 1))
         if problem:
             raise MachineError(
@@ -192,62 +210,36 @@ class DockerRunner:
         return False
 
 
-def container_arguments(job: Job, image: str, user: str) -> dict[str, Any]:
-    """What every job's container is made with, whatever the engine can do; the lock is all here."""
-    from docker.types import LogConfig
-    from docker.types import Mount as Bind
-
-    variables = {"HOME": HOME, "LANG": "C.UTF-8", "TMPDIR": "/tmp"} | job.variables  # noqa: S108 - the container's
-    return {
-        "image": image,
-        "command": list(job.argv),
-        "entrypoint": [],
-        "working_dir": job.cwd,
-        "environment": variables,
-        "labels": {OWNER_LABEL: owner.this_process(), JOB_LABEL: job.name} | job.labels,
-        "mounts": [Bind(mount.path, mount.path, type="bind", read_only=not mount.writable) for mount in job.mounts],
-        "user": user,
-        "network_mode": "none",
-        "cap_drop": ["ALL"],
-        "security_opt": ["no-new-privileges"],
-        "read_only": True,
-        # exec: compiled GPU kernels are cached and loaded there.
-        "tmpfs": dict.fromkeys(("/tmp", HOME), "rw,exec,nosuid,nodev,mode=1777"),  # noqa: S108
-        "init": True,  # Python as PID 1 would ignore its own signals and leave zombies
-        "log_config": LogConfig(type="none"),  # the log is ours, streamed to job.log
-        "use_config_proxy": False,  # proxies may hold passwords
-    }
-
-
-def job_user() -> tuple[int, int]:
-    """uid and gid of jobs: the caller's, but never root."""
-    return (UNPRIVILEGED, UNPRIVILEGED) if os.getuid() == 0 else (os.getuid(), os.getgid())
-
-
-def gpu_requests(engine: Mapping[str, Any], visible: str | None) -> list[DeviceRequest]:
-    """The GPUs that a job gets: what CUDA_VISIBLE_DEVICES says, by default all; none without a GPU runtime."""
-    from docker.types import DeviceRequest
-
-    if "nvidia" not in (engine.get("Runtimes") or {}) or visible in {"", "-1"}:
-        return []
-    if visible is None:
-        return [DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    return [DeviceRequest(device_ids=[device.strip() for device in visible.split(",")], capabilities=[["gpu"]])]
-
-
 def _stream_log(container: Container, path: Path) -> threading.Thread:
     """Copy the container's output to `path` from now on, in a thread that nobody has to wait for."""
-    stream = container.attach(stream=True, stdout=True, stderr=True)
+    stream = container.attach(stream=True, demux=True, stdout=True, stderr=True)
     descriptor = logs.create(path)
 
     def copy() -> None:
-        with os.fdopen(descriptor, "wb", buffering=0) as file, _engine_trouble_ignored():
-            for chunk in stream:
-                file.write(chunk)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            for text in _whole_lines(stream):
+                with contextlib.suppress(OSError):  # a full disk; a job whose output nobody takes would hang
+                    file.write(text)
 
     thread = threading.Thread(target=copy, name=f"log of {container.name}", daemon=True)
     thread.start()
     return thread
+
+
+def _whole_lines(stream: Iterable[tuple[bytes | None, bytes | None]]) -> Iterator[bytes]:
+    """Two streams joined without breaking a line of the one by a line of the other."""
+    held = [b"", b""]
+    with _engine_trouble_ignored():
+        for chunks in stream:
+            for index, chunk in enumerate(chunks):
+                held[index] += chunk or b""
+                end = 1 + max(held[index].rfind(b"\n"), held[index].rfind(b"\r"))
+                if not end and len(held[index]) > _LONGEST_LINE:
+                    end = len(held[index])
+                if end:
+                    yield held[index][:end]
+                    held[index] = held[index][end:]
+    yield from filter(None, held)
 
 
 _RUNNING = object()
@@ -259,9 +251,11 @@ def _await_end(container: Container) -> queue.SimpleQueue[int | None]:
 
     def wait() -> None:
         code = None
-        with _engine_trouble_ignored():
-            code = _exit_code(container)
-        ended.put(code)
+        try:
+            with _engine_trouble_ignored():
+                code = _exit_code(container)
+        finally:
+            ended.put(code)
 
     threading.Thread(target=wait, name=f"end of {container.name}", daemon=True).start()
     return ended
@@ -301,11 +295,9 @@ def _engine_trouble_raised(attempt: str) -> Iterator[None]:
     try:
         yield
     except (docker.errors.DockerException, requests.RequestException) as error:
-        explanation = getattr(error, "explanation", None) or error
-        raise MachineError(
-            f"the Docker engine cannot {attempt}: {explanation}",
-            "see `docker info` and `docker images`; `--runner local` works without an engine",
-        ) from None
+        explanation = str(getattr(error, "explanation", None) or error)
+        hint = next((hint for words, hint in _HINTS if words in explanation), "see `docker info`")
+        raise MachineError(f"the Docker engine cannot {attempt}: {explanation}", hint) from None
 
 
 @contextlib.contextmanager
@@ -315,11 +307,3 @@ def _engine_trouble_ignored() -> Iterator[None]:
 
     with contextlib.suppress(docker.errors.DockerException, requests.RequestException, OSError):
         yield
-
-
-def _give(path: Path, uid: int, gid: int) -> None:
-    """Make the job's user the owner of all below `path`. By descriptors: another job may be moving links about."""
-    os.chown(path, uid, gid, follow_symlinks=False)
-    for _, directories, files, descriptor in os.fwalk(path, follow_symlinks=False):
-        for name in (*directories, *files):
-            os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)

@@ -44,13 +44,27 @@ class LocalRunner:
     Args:
         environments: Where the interpreters are.
         grace: Seconds between SIGTERM and SIGKILL.
+        disk_limit: Bytes that one job may write below its writable mounts; None for any number.
+        gpus: FT_GPUS: the GPUs that jobs see; None for those of CUDA_VISIBLE_DEVICES, or all.
+        unsafe: Run code that nobody reviewed all the same (--unsafe-local).
     """
 
     name = "local"
 
-    def __init__(self, environments: Interpreters, grace: float = 5.0) -> None:
+    def __init__(
+        self,
+        environments: Interpreters,
+        grace: float = 5.0,
+        *,
+        disk_limit: int | None = None,
+        gpus: str | None = None,
+        unsafe: bool = False,
+    ) -> None:
         self._environments = environments
         self._grace = grace
+        self._disk_limit = disk_limit
+        self._gpus = gpus
+        self._unsafe = unsafe
 
     def ready(self, environment: EnvironmentName, say: Say) -> None:
         """Build the virtual environment unless it is there; MachineError if it cannot."""
@@ -58,11 +72,16 @@ class LocalRunner:
 
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
         """Run to the end. Nothing of the job outlives this call, however it ends, KeyboardInterrupt included."""
+        if job.untrusted and not self._unsafe:
+            raise MachineError(
+                f"{job.name} runs code that nobody reviewed, and without a container nothing confines it",
+                "start a Docker engine (--runner docker), or say --unsafe-local to run it with all your rights",
+            )
         token = f"{owner.this_process()}/{job.name.replace('/', '-')}/{secrets.token_hex(4)}"
         specification = self._specification(job, token)
         killed_before = _out_of_memory_kills()
         stop: Stop | None = None
-        clock = Clock(job, watch)
+        clock = Clock(job, watch, self._disk_limit)
         process = _supervise(job, token)
         try:
             _send(process, specification)
@@ -110,6 +129,9 @@ class LocalRunner:
             for key, value in os.environ.items()
             if key in {"LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES"} or key.startswith("NVIDIA_")
         }
+        if self._gpus is not None:  # counted as nvidia-smi does, which is not CUDA's own order
+            visible = "" if self._gpus == "none" else self._gpus
+            inherited |= {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         binaries = self._environments.python(job.environment).parent
         path = f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return {"LANG": "C.UTF-8"} | inherited | {"HOME": str(home), "PATH": path} | job.variables

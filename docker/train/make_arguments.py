@@ -1,11 +1,11 @@
-"""Print the schema of every argument that this environment's LLaMA-Factory takes for training, as JSON.
+"""Write the schema of every argument that this environment's LLaMA-Factory takes for training, as JSON.
 
 The host has neither torch nor LLaMA-Factory, so it checks recipes against the file made here:
 
-    python docker/train/make_arguments.py > scenarios/finetune/arguments.json
+    python docker/train/make_arguments.py scenarios/finetune/arguments.json
 
-One argument a line, sorted: {"class", "types", "default", "help", "choices" where there are any}. `types` are JSON's
-and YAML's names (bool, int, float, str, list, dict, null), as in the dataclasses' own hints.
+Without a file it prints it. One argument a line, sorted: {"class", "types", "default", "help", "choices" where there
+are any}. `types` are JSON's and YAML's names (bool, int, float, str, list, dict, null), as in the dataclasses' hints.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 PLAIN = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict", type(None): "null"}
@@ -78,13 +79,17 @@ def schema() -> dict[str, dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    """Print the schema; whatever the imports print goes to stderr."""
+def main(file: str | None = None) -> None:
+    """Write the schema to `file`, or print it; whatever the imports print goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         found = schema()
     lines = (f"{json.dumps(name)}: {json.dumps(found[name], ensure_ascii=False)}" for name in sorted(found))
-    print("{\n" + ",\n".join(lines) + "\n}")
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    if file:
+        Path(file).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

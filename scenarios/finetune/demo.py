@@ -104,7 +104,7 @@ def _install(made: Path, directory: Path, source: str) -> None:
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(made, part)
+    shutil.copytree(made, part, copy_function=shutil.copyfile)  # not their modes: weights are made for one user only
     (part / MARKER).write_text(json.dumps({"make_demo_model.py": source}) + "\n", encoding="utf-8")
     if directory.exists():
         shutil.rmtree(directory)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import msgspec
 from agent.errors import MachineError, StudyError, TrialFailed
 from agent.records import Checkpoint, FileRef, Question, Score, Split
 from agent.resources import resource
-from agent.run import Job, Mount, Outcome
+from agent.run import Job, Mount, Outcome, written
 from scenarios import Bench, Progress
 from scenarios.finetune.benchmarks import LOCK, Benchmark
 from scenarios.finetune.splits import Item
@@ -252,7 +251,11 @@ def _require_success(outcome: Outcome, name: str, stage: Path, timeout: float) -
             f"{name}: the scoring job was lost: {outcome.reason}",
             "bring the engine back and run the same command again",
         )
+    if outcome.kind == "full":
+        raise MachineError(f"{name}: the scoring job {outcome.reason}", "free some disk space")
     said = _reason(stage / "output" / "error.txt") or outcome.reason
+    if outcome.kind == "disk":
+        said = outcome.reason
     if outcome.kind == "timeout":
         said = f"not done after {timeout:g} s (FT_BENCHMARK_TIMEOUT)"
     raise TrialFailed("bench", f"{name}: {said}; log: {outcome.log}", outcome.tail)
@@ -298,14 +301,9 @@ def read_result(output: Path, items: Sequence[Item]) -> tuple[Result, tuple[Ques
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        # O_NOFOLLOW: a link that the job left would be read with our rights, not its own.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            content = file.read(limit + 1)
+        return written.read(path.parent, path.name, limit)
     except OSError as error:
         raise Unusable(f"{path.name} cannot be read: {error.strerror}") from error
-    if len(content) > limit:
-        raise Unusable(f"{path.name} is larger than {limit} bytes")
-    return content
 
 
 def _questions(content: bytes) -> tuple[Question, ...]:

@@ -20,13 +20,14 @@ import yaml
 
 from agent.errors import MachineError, TrialFailed
 from agent.records import Checkpoint, MiniRun, Recipe
-from agent.run import Job, Mount, Outcome
+from agent.resources import resource
+from agent.run import Job, Mount, Outcome, written
 from scenarios import Bench
 from scenarios.finetune import outputs
 from scenarios.finetune.arguments import canonical
 from scenarios.finetune.data import Prepared, info
 from scenarios.finetune.keys import Bounds
-from scenarios.finetune.models import ModelInfo, weights_hash
+from scenarios.finetune.models import ACTIVATIONS, ModelInfo, weights_hash
 
 SMALL = 50_000_000  # parameters; below, one thread is faster than two, and memory is no concern
 RATES = {"lora": 1e-4, "full": 1e-5, "freeze": 1e-5}  # as in LLaMA-Factory's examples
@@ -51,6 +52,8 @@ NEUTRAL = frozenset(  # keys that change neither what fits into memory nor wheth
         "disable_shuffling",
     ]
 )
+ADAM = 16  # bytes a parameter: float32 weights, gradients and two moments
+DEEPSPEED = "deepspeed.json"
 BROKEN = (  # what no recipe can cause
     ("No space left on device", "free some disk space"),
     ("ModuleNotFoundError", "the training environment is incomplete: delete it, it is built again"),
@@ -68,8 +71,9 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         template: LLaMA-Factory's template name; None parses the tokenizer's own chat template.
         default_epochs: Passes over the data, unless a recipe sets another number, up to `max_epochs`.
         debug_timeout: Seconds for a mini-run (FT_DEBUG_TIMEOUT). full_timeout: for a training (FT_FULL_TIMEOUT).
-        threads: CPU threads of the training. workers: processes that tokenize.
+        threads: CPU threads of the training, all its processes together. workers: processes that tokenize.
         mini_steps: Steps of a mini-run. device: What is trained on.
+        gpus: How many GPUs one training uses, all that its job sees. gpu_memory: bytes of the smallest; 0 if unknown.
     """
 
     model: ModelInfo
@@ -84,6 +88,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     mini_steps: int = 3
     device: Literal["cpu", "cuda"] = "cpu"
+    gpus: int = 1
+    gpu_memory: int = 0
 
     @property
     def bounds(self) -> Bounds:
@@ -122,6 +128,19 @@ def defaults(recipe: Recipe, plan: TrainingPlan) -> dict[str, Any]:
     return found
 
 
+def deepspeed(recipe: Recipe, plan: TrainingPlan) -> Literal["zero2", "zero3"] | None:
+    """The DeepSpeed configuration (docker/train/deepspeed) that a training on several GPUs uses; no recipe chooses it.
+
+    Full tuning: ZeRO-2 splits gradients and optimizer over the GPUs, at no cost in speed; ZeRO-3 splits the weights
+    too, where all of it does not fit into one GPU. LoRA and freezing have little of what could be split, and often no
+    parameter without weight decay: DeepSpeed drops that empty group, and torch's schedulers then refuse to step.
+    Pure bfloat16 cannot be combined with it. Those train with plain data parallelism.
+    """
+    if plan.gpus < 2 or recipe.train.get("finetuning_type") != "full" or recipe.train.get("pure_bf16"):
+        return None
+    return "zero2" if plan.model.parameters * ADAM + ACTIVATIONS <= plan.gpu_memory else "zero3"
+
+
 def config(recipe: Recipe, plan: TrainingPlan, output_dir: Path, *, mini: bool) -> dict[str, Any]:
     """The whole YAML: defaults, under the recipe, under what the harness owns.
 
@@ -158,6 +177,8 @@ def config(recipe: Recipe, plan: TrainingPlan, output_dir: Path, *, mini: bool) 
         owned["template"] = plan.template
     if plan.device == "cpu":
         owned["use_cpu"] = True
+    if deepspeed(recipe, plan):
+        owned["deepspeed"] = str(output_dir.parent / DEEPSPEED)
     if mini:
         # Memory is the same from two summed steps on, so that a mini-run stays short.
         steps = min(2, int(chosen["gradient_accumulation_steps"]))
@@ -176,10 +197,19 @@ def job(bench: Bench, plan: TrainingPlan, *, deadline: float) -> Job:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "WANDB_MODE": "disabled",
         "DISABLE_VERSION_CHECK": "1",  # of LLaMA-Factory; the versions are those of the lock file
-        "OMP_NUM_THREADS": str(plan.threads),
+        "OMP_NUM_THREADS": str(max(1, plan.threads // plan.gpus)),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+    if plan.gpus > 1:  # one process a GPU, on this machine alone, whose loopback may be all its network
+        variables |= {
+            "FORCE_TORCHRUN": "1",
+            "NNODES": "1",
+            "NPROC_PER_NODE": str(plan.gpus),
+            "MASTER_ADDR": "127.0.0.1",
+            "NCCL_SOCKET_IFNAME": "lo",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
     return Job(
         name=bench.name,
         environment="train",
@@ -200,9 +230,10 @@ def train(bench: Bench, recipe: Recipe, plan: TrainingPlan) -> Checkpoint:
         MachineError: The job was lost, or failed for what no recipe can cause.
     """
     settings = config(recipe, plan, bench.directory / "model", mini=False)
-    outcome = _run(bench, settings, plan, plan.full_timeout)
+    outcome = _run(bench, recipe, settings, plan, plan.full_timeout)
     model = bench.directory / "model"
     _raise_unless_ok(outcome, "train:exit", "train:timeout", "FT_FULL_TIMEOUT")
+    _require_plain(model, outcome, "train:exit")
     history = _finite(outputs.history(model), outcome, "train:exit")
     weights = "adapter_model*.safetensors" if settings["finetuning_type"] == "lora" else "model*.safetensors"
     if not any(model.glob(weights)):
@@ -234,8 +265,9 @@ def mini_run(bench: Bench, recipe: Recipe, plan: TrainingPlan, earlier: Sequence
             return MiniRun(shape=key, steps=0, seconds=0.0, step_seconds=run.step_seconds, reused_from=origin)
     settings = config(recipe, plan, bench.directory / "model", mini=True)
     _write_mini_data(bench.directory / "data", settings, plan)
-    outcome = _run(bench, settings, plan, plan.debug_timeout)
+    outcome = _run(bench, recipe, settings, plan, plan.debug_timeout)
     _raise_unless_ok(outcome, "mini-run", "mini-run", "FT_DEBUG_TIMEOUT")
+    _require_plain(bench.directory / "model", outcome, "mini-run")
     history = _finite(outputs.history(bench.directory / "model"), outcome, "mini-run")
     summed = settings["gradient_accumulation_steps"]
     asked = int((defaults(recipe, plan) | canonical(recipe.train))["gradient_accumulation_steps"])
@@ -254,11 +286,14 @@ def shape(recipe: Recipe, plan: TrainingPlan) -> str:
     decisive = {key: value for key, value in keys.items() if key not in NEUTRAL}
     decisive["gradient_accumulation_steps"] = min(2, int(keys["gradient_accumulation_steps"]))
     study = [plan.model.path, plan.model.parameters, plan.data.fingerprint, plan.template, plan.device, plan.mini_steps]
+    study += [plan.gpus, deepspeed(recipe, plan)] if plan.gpus > 1 else []
     return hashlib.sha256(json.dumps([study, decisive], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _run(bench: Bench, settings: dict[str, Any], plan: TrainingPlan, deadline: float) -> Outcome:
+def _run(bench: Bench, recipe: Recipe, settings: dict[str, Any], plan: TrainingPlan, deadline: float) -> Outcome:
     bench.directory.mkdir(parents=True, exist_ok=True)
+    if name := deepspeed(recipe, plan):
+        shutil.copyfile(resource(f"docker/train/deepspeed/{name}.json"), bench.directory / DEEPSPEED)
     (bench.directory / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     try:
         return bench.run(job(bench, plan, deadline=deadline), lambda: outputs.progress(bench.directory / "model"))
@@ -269,7 +304,8 @@ def _run(bench: Bench, settings: dict[str, Any], plan: TrainingPlan, deadline: f
 def _write_mini_data(directory: Path, settings: dict[str, Any], plan: TrainingPlan) -> None:
     """The longest rows, repeated until every batch is full (and every packed sequence, where rows are packed)."""
     longest = plan.data.longest.read_text(encoding="utf-8").splitlines(keepends=True)
-    sequences = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * plan.mini_steps
+    batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * plan.gpus
+    sequences = batch * plan.mini_steps
     if settings.get("packing") or settings.get("neat_packing"):
         shortest = len(longest[-1])
         sequences *= math.ceil(settings["cutoff_len"] * CHARACTERS_A_TOKEN / shortest)
@@ -286,6 +322,10 @@ def _raise_unless_ok(outcome: Outcome, failed: str, timeout: str, setting: str) 
     telling = outputs.telling_line(outcome.tail)
     if outcome.kind == "lost":
         raise MachineError(f"the training was lost: {outcome.reason}", f"the log so far: {outcome.log}")
+    if outcome.kind == "full":
+        raise MachineError(f"the training {outcome.reason}", f"free some disk space; the log: {outcome.log}")
+    if outcome.kind == "disk":
+        raise TrialFailed(failed, outcome.reason, outcome.tail)
     if outcome.kind == "timeout":
         raise TrialFailed(timeout, f"not finished after {outcome.seconds:.0f} s ({setting})", outcome.tail)
     if outcome.kind == "oom" or "out of memory" in telling.lower():
@@ -294,6 +334,12 @@ def _raise_unless_ok(outcome: Outcome, failed: str, timeout: str, setting: str) 
         if words in telling:
             raise MachineError(f"the training failed: {telling}", f"{hint}; the log: {outcome.log}")
     raise TrialFailed(failed, telling or outcome.reason, outcome.tail)
+
+
+def _require_plain(model: Path, outcome: Outcome, failed: str) -> None:
+    """What a training leaves is copied, mounted and published: a link in it would lead to the host's own files."""
+    if found := written.strange(model):
+        raise TrialFailed(failed, f"the training wrote more than plain files: {found}", outcome.tail)
 
 
 def _finite(history: outputs.History, outcome: Outcome, failed: str) -> outputs.History:

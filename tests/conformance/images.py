@@ -17,7 +17,7 @@ from agent.run.images import is_there
 if TYPE_CHECKING:
     from docker import DockerClient
 
-IMAGE = f"ftloop-conformance:{platform.python_version()}"
+IMAGE = f"ftloop-conformance:{platform.python_version()}-1"  # raise the last number with what this file puts into it
 _LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo"}
 
 
@@ -43,6 +43,9 @@ def _root_file_system() -> bytes:
         link = tarfile.TarInfo("usr/local/bin/python")
         link.type, link.linkname = tarfile.SYMTYPE, "python3"
         archive.addfile(link)
+        shared_by_all = tarfile.TarInfo("tmp")
+        shared_by_all.type, shared_by_all.mode = tarfile.DIRTYPE, 0o1777
+        archive.addfile(shared_by_all)
         _add(archive, library, f"usr/local/lib/{library.name}")
         for shared in _shared_libraries([binary, *library.glob("lib-dynload/*.so")]):
             _add(archive, shared.resolve(), str(shared).lstrip("/"))

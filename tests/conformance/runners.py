@@ -22,14 +22,15 @@ class ThisPython:
         pass
 
 
-def make_runner(kind: str, image: str = "") -> Runner:
+def make_runner(kind: str, image: str = "", *, disk: int | None = None) -> Runner:
     if kind == "local":
         from agent.run.local import LocalRunner
 
-        return LocalRunner(ThisPython(), grace=GRACE)
+        return LocalRunner(ThisPython(), grace=GRACE, disk_limit=disk)
     from agent.run.containers import DockerRunner, connect
+    from agent.run.lock import Limits
 
-    return DockerRunner(connect(), {"train": image, "bench": image}, grace=GRACE)
+    return DockerRunner(connect(), {"train": image, "bench": image}, grace=GRACE, limits=Limits(disk=disk))
 
 
 def python_job(directory: Path, code: str, *, name: str = "job", deadline: float = 60.0, **more: Any) -> Job:
@@ -48,4 +49,5 @@ def python_job(directory: Path, code: str, *, name: str = "job", deadline: float
 
 
 if __name__ == "__main__":
-    make_runner(sys.argv[1], sys.argv[2]).run(python_job(Path(sys.argv[3]), sys.argv[4], name="owned"))
+    ended = make_runner(sys.argv[1], sys.argv[2]).run(python_job(Path(sys.argv[3]), sys.argv[4], name="owned"))
+    print(ended.kind)

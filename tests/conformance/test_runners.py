@@ -17,8 +17,9 @@ import pytest
 from agent.errors import MachineError
 from agent.run import Mount, Outcome, Runner
 from agent.run.containers import OWNER_LABEL, connect
+from agent.run.local import LocalRunner
 
-from .runners import GRACE, python_job
+from .runners import GRACE, ThisPython, make_runner, python_job
 
 # A process that looks at nothing but its own mark: it leaves its session, its group and its parent.
 STRAY = """
@@ -187,6 +188,54 @@ def test_running_out_of_memory_is_recognised(runner: Runner, tmp_path: Path, mes
     assert runner.run(python_job(tmp_path, f'print("{message}")')).kind == "ok"
 
 
+@pytest.mark.parametrize("pause", [0.1, 0.0], ids=["slowly", "at once"])
+def test_a_job_that_writes_too_much_is_stopped_or_found_out(
+    kind: str, image_name: str, tmp_path: Path, pause: float
+) -> None:
+    files = 600 if pause else 10
+    code = (
+        "import time\n"
+        f"for number in range({files}):\n"
+        "    with open(f'part-{number}', 'wb') as file: file.write(bytes(4_000_000))\n"
+        f"    time.sleep({pause})"
+    )
+    outcome = make_runner(kind, image_name, disk=20_000_000).run(python_job(tmp_path, code))
+    assert outcome.kind == "disk", outcome
+    assert outcome.reason == "it wrote more than 0.02 GB (FT_TRIAL_DISK)"
+    assert outcome.seconds < 15
+
+
+def test_a_full_disk_is_no_fault_of_the_job(runner: Runner, tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("a disk that can be filled needs the right to mount one")
+    try:
+        outcome = runner.run(python_job(tmp_path, "open('big', 'wb').write(bytes(64_000_000))"))
+        assert (outcome.kind, outcome.code) == ("full", 1), outcome
+        assert f"no space is left on the disk of {tmp_path}" in outcome.reason
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_directories_too_deep_to_be_deleted_are_deleted(runner: Runner, tmp_path: Path) -> None:
+    code = "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')"
+    outcome = runner.run(python_job(tmp_path, code))
+    assert (outcome.kind, outcome.reason) == ("disk", "it nested directories more than 64 deep")
+    assert not (tmp_path / "d").exists()
+
+
+def test_code_that_nobody_reviewed_needs_a_container(kind: str, runner: Runner, tmp_path: Path) -> None:
+    job = python_job(tmp_path, "open('ran', 'w')", untrusted=True)
+    if kind == "local":
+        with pytest.raises(MachineError, match="nothing confines it") as caught:
+            runner.run(job)
+        assert "--unsafe-local" in caught.value.hint
+        assert not (tmp_path / "ran").exists()
+        assert LocalRunner(ThisPython(), unsafe=True).run(job).kind == "ok"
+    else:
+        assert runner.run(job).kind == "ok"
+    assert (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGKILL, "killed"), (signal.SIGSEGV, "exit")])
 def test_a_signal_is_named(runner: Runner, tmp_path: Path, number: signal.Signals, expected: str) -> None:
     outcome = runner.run(python_job(tmp_path, f"import os; os.kill(os.getpid(), {int(number)})"))
@@ -293,6 +342,16 @@ class TestLocal:
             assert runner.reap() == ["old-job"]
             assert left.wait() == -signal.SIGKILL
 
+    @pytest.mark.parametrize(("gpus", "expected"), [("1,3", "1,3 PCI_BUS_ID"), ("none", " PCI_BUS_ID"), (None, "5 no")])
+    def test_a_job_sees_the_gpus_that_it_is_given(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: str | None, expected: str
+    ) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+        code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ.get('CUDA_DEVICE_ORDER', 'no'))"
+        job = python_job(tmp_path, code)
+        LocalRunner(ThisPython(), gpus=gpus).run(job)
+        assert Path(job.log).read_text() == expected + "\n"
+
     def test_a_job_costs_little(self, runner: Runner, tmp_path: Path) -> None:
         job = python_job(tmp_path, "", argv=("true",))
         assert min(runner.run(job).seconds for _ in range(5)) < 0.15
@@ -329,13 +388,14 @@ class TestDocker:
         )
         outcome = runner.run(python_job(tmp_path / "work", code))
         uid = os.getuid() or 1000
-        assert f"{uid} 0 0 1\n['lo']\nFalse" in outcome.tail
+        assert {f"{uid} 0 0 1", "['lo']", "False"} <= set(outcome.tail.splitlines())
         assert "Read-only file system: '/usr/x'" in outcome.tail
 
     def test_a_job_above_its_memory_limit_is_out_of_memory(self, image: str, tmp_path: Path) -> None:
         from agent.run.containers import DockerRunner
+        from agent.run.lock import Limits
 
-        limited = DockerRunner(connect(), {"train": image}, memory="64m")
+        limited = DockerRunner(connect(), {"train": image}, limits=Limits(memory=64 << 20))
         outcome = limited.run(python_job(tmp_path, "x = bytearray(500_000_000)"))
         assert (outcome.kind, outcome.code) == ("oom", 137), outcome
 
@@ -353,6 +413,26 @@ class TestDocker:
             runner.ready("train", print)
         with pytest.raises(MachineError, match="no-such-image:1"):
             runner.run(python_job(tmp_path, ""))
+
+    def test_a_gpu_that_the_engine_cannot_give_is_a_broken_machine(self, tmp_path: Path, image: str) -> None:
+        from agent.run.containers import DockerRunner
+
+        if "nvidia" in connect().info()["Runtimes"]:
+            pytest.skip("this engine has a GPU runtime")
+        runner = DockerRunner(connect(), {"train": image}, gpus="0")
+        with pytest.raises(MachineError, match="could not select device driver") as caught:
+            runner.run(python_job(tmp_path, ""))
+        assert "FT_GPUS=none" in caught.value.hint
+        assert our_containers() == []
+
+    def test_lines_of_stdout_and_stderr_do_not_break_each_other(self, runner: Runner, tmp_path: Path) -> None:
+        code = (
+            "import os\n"
+            "for _ in range(300):\n"
+            "    os.write(1, b'out'); os.write(2, b'er'); os.write(1, b'put\\n'); os.write(2, b'ror\\n')"
+        )
+        log = Path(runner.run(python_job(tmp_path, code)).log).read_text()
+        assert sorted(log.split()) == ["error"] * 300 + ["output"] * 300
 
     def test_a_foreign_container_is_not_reaped(self, runner: Runner, image: str) -> None:
         client = connect()

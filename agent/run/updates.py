@@ -1,0 +1,241 @@
+"""LLaMA-Factory's newest commit as an image of its own (FT_UPDATE_LLAMA_FACTORY), if the locked versions satisfy it.
+
+The host fetches the commit's files with git, because the image has none. The arguments that this version takes are
+read in the new image: recipes of the study are checked against them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent.errors import MachineError
+from agent.resources import resource
+from agent.run import Job, Mount, Outcome, Say
+from agent.run.containers import DockerRunner
+from agent.run.images import is_there, remove, run_build, tar
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+URL = "https://github.com/hiyouga/LLaMA-Factory"
+COMMIT_LABEL = "ftloop.commit"
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_MISSING = re.compile(r"^llamafactory \S+ requires (\S+), which is not installed\.$", re.MULTILINE)
+_CONFLICT = re.compile(r"^llamafactory \S+ has requirement (.+), but you have (.+)\.$", re.MULTILINE)
+_FETCH_PATIENCE = 300.0
+_JOB_PATIENCE = 300.0
+_STEP_LABEL = "ftloop.step"  # as in docker/train/update.Dockerfile
+
+
+class Update(msgspec.Struct, frozen=True):
+    """A training image with another LLaMA-Factory.
+
+    Attributes:
+        commit: Of LLaMA-Factory, in full. image: The image's name.
+        arguments: What docker/train/make_arguments.py wrote in it, as scenarios/finetune/arguments.json has it.
+    """
+
+    commit: str
+    image: str
+    arguments: bytes
+
+
+class _CannotUpdate(Exception):
+    """Why the installed version stays, in a few words."""
+
+
+def newest(
+    client: DockerClient,
+    environment_image: str,
+    say: Say,
+    *,
+    url: str = URL,
+    branch: str = "main",
+    network: str | None = None,
+    patience: float = 10.0,
+) -> Update | None:
+    """The training image with the newest commit of LLaMA-Factory; None, and one line said, where there is none to use.
+
+    Args:
+        client: The engine.
+        environment_image: The training image that is there.
+        say: What became of it, and the build's progress.
+        url: The repository. branch: Whose newest commit is meant.
+        network: Of the build, as for `images.build`.
+        patience: Seconds in which the repository must answer.
+    """
+    try:
+        commit = _newest_commit(url, branch, patience)
+    except _CannotUpdate as why:
+        say(f"LLaMA-Factory is not updated: {why}; going on with the installed version")
+        return None
+    return at(client, environment_image, commit, say, url=url, network=network)
+
+
+def at(
+    client: DockerClient,
+    environment_image: str,
+    commit: str,
+    say: Say,
+    *,
+    url: str = URL,
+    network: str | None = None,
+) -> Update | None:
+    """The training image with one commit of LLaMA-Factory, built unless it is there; else as `newest`.
+
+    A study that is continued calls this with the commit of its journal.
+    """
+    image = image_of(environment_image, commit)
+    with tempfile.TemporaryDirectory(prefix="ftloop-update-") as scratch:
+        try:
+            if not is_there(client, image):
+                say(f"LLaMA-Factory: fetching commit {commit[:12]} of {url}")
+                source = _source(url, commit, Path(scratch))
+                _build(client, environment_image, image, commit, source, network, say)
+            # The installed version's own unmet requirements are what the lock leaves out on purpose.
+            problems = _unmet(client, image, Path(scratch)) - _unmet(client, environment_image, Path(scratch))
+            if problems:
+                raise _CannotUpdate(f"commit {commit[:12]} needs {', '.join(sorted(problems))}")
+            return Update(commit=commit, image=image, arguments=_arguments(client, image, Path(scratch)))
+        except (_CannotUpdate, MachineError) as error:
+            remove(client, [image])
+            why = error.message.splitlines()[0] if isinstance(error, MachineError) else error
+            say(f"LLaMA-Factory is not updated: {why}; going on with the installed version")
+            return None
+
+
+def image_of(environment_image: str, commit: str) -> str:
+    """The derived image's name."""
+    recipe = resource("docker/train/update.Dockerfile").read_bytes()
+    digest = hashlib.sha256(f"{environment_image}\0{commit}\0".encode() + recipe).hexdigest()
+    return f"ftloop-train-update:{digest[:12]}"
+
+
+# git, on the host
+
+
+def _newest_commit(url: str, branch: str, patience: float) -> str:
+    listed = _git(["ls-remote", "--", url, f"refs/heads/{branch}"], patience, f"{url} cannot be reached")
+    commit = listed.decode().partition("\t")[0].strip()
+    if not _COMMIT.fullmatch(commit):
+        raise _CannotUpdate(f"{url} has no branch {branch}")
+    return commit
+
+
+def _source(url: str, commit: str, scratch: Path) -> Path:
+    """A tar file of the commit's files."""
+    repository, archive = scratch / "repository", scratch / "source.tar"
+    for argv in (
+        ["init", "--quiet", str(repository)],
+        ["-C", str(repository), "fetch", "--quiet", "--depth=1", "--", url, commit],
+        ["-C", str(repository), "archive", "--format=tar", f"--output={archive}", "FETCH_HEAD"],
+    ):
+        _git(argv, _FETCH_PATIENCE, f"commit {commit[:12]} of {url} cannot be fetched")
+    shutil.rmtree(repository)
+    return archive
+
+
+def _git(argv: list[str], patience: float, failed: str) -> bytes:
+    """The output of git, which never asks for a password; it and its helpers end when the patience does."""
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0", "GIT_ASKPASS": "true", "LC_ALL": "C"}
+    try:
+        process = subprocess.Popen(
+            ["git", "-c", "credential.helper=", *argv],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise _CannotUpdate(f"git cannot be run ({error.strerror})") from None
+    try:
+        output, errors = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        raise _CannotUpdate(f"{failed} (no answer in {patience:.0f} s)") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    if process.returncode != 0:
+        said = errors.decode("utf-8", "replace").strip().splitlines() or [f"git ended with {process.returncode}"]
+        raise _CannotUpdate(f"{failed} ({said[-1].removeprefix('fatal: ')[:200]})")
+    return output
+
+
+# The image, and what is asked of it
+
+
+def _build(
+    client: DockerClient, base: str, image: str, commit: str, source: Path, network: str | None, say: Say
+) -> None:
+    context = tar({"Dockerfile": resource("docker/train/update.Dockerfile"), "source.tar": source})
+    labels = {COMMIT_LABEL: commit}
+    try:
+        run_build(
+            client,
+            image,
+            context,
+            {"BASE": base},
+            network,
+            say,
+            environment="train",
+            dockerfile="Dockerfile",
+            labels=labels,
+        )
+    finally:
+        filters: dict[str, Any] = {"dangling": True, "label": f"{_STEP_LABEL}=wheel"}
+        client.images.prune(filters=filters)
+
+
+def _unmet(client: DockerClient, image: str, scratch: Path) -> set[str]:
+    """What LLaMA-Factory requires and does not find in an image."""
+    outcome = _run(client, image, scratch, "check", ("python", "-m", "pip", "check"))
+    said = Path(outcome.log).read_text("utf-8", "replace")
+    missing = {re.split(r"[\s;<>=!~\[(]", name)[0] for name in _MISSING.findall(said)}
+    unmet = missing | {f"{wanted} (the lock has {has})" for wanted, has in _CONFLICT.findall(said)}
+    if outcome.kind not in ("ok", "exit") or (outcome.kind == "exit" and " requires " not in said and not unmet):
+        raise _CannotUpdate(f"the requirements cannot be checked: {outcome.reason}")
+    return unmet
+
+
+def _arguments(client: DockerClient, image: str, scratch: Path) -> bytes:
+    program = resource("docker/train/make_arguments.py")
+    outcome = _run(client, image, scratch, "arguments", ("python", str(program), "arguments.json"), Mount(str(program)))
+    if outcome.kind != "ok":
+        said = outcome.tail.splitlines() or [outcome.reason]
+        raise _CannotUpdate(f"its arguments cannot be read: {said[-1][:200]}")
+    found = (scratch / "arguments" / "arguments.json").read_bytes()
+    try:
+        known = msgspec.json.decode(found, type=dict[str, dict[str, Any]])
+    except msgspec.DecodeError as error:
+        raise _CannotUpdate(f"its arguments cannot be read: {error}") from None
+    if not known.keys() >= {"stage", "output_dir", "model_name_or_path"}:
+        raise _CannotUpdate("its arguments are not those of LLaMA-Factory any more")
+    return found
+
+
+def _run(client: DockerClient, image: str, scratch: Path, name: str, argv: tuple[str, ...], *mounts: Mount) -> Outcome:
+    directory = scratch / name
+    directory.mkdir(exist_ok=True)
+    job = Job(
+        name=f"update-{name}",
+        environment="train",
+        argv=argv,
+        cwd=str(directory),
+        log=str(scratch / f"{name}.log"),
+        deadline=_JOB_PATIENCE,
+        mounts=(*mounts, Mount(str(directory), writable=True)),
+        variables={"DISABLE_VERSION_CHECK": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    return DockerRunner(client, {"train": image}).run(job)
