@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent import hub
 from agent.errors import UsageError
+from agent.llm import Endpoint
 from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
@@ -76,10 +77,11 @@ def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
 
 
 def _proposer(settings: Settings) -> str:
-    endpoint = chosen_endpoint(settings)
-    if endpoint is None:
+    configured = chosen_endpoint(settings)
+    if configured is None:
         return "tpe"
-    return f"{endpoint.model} at {endpoint.base_url or 'the default endpoint'}"
+    endpoint = Endpoint.of(configured)
+    return f"{endpoint.model} at {endpoint.address}"
 
 
 def _budget(options: LoopOptions) -> str:

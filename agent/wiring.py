@@ -206,7 +206,7 @@ def gather(
     for line in recognised.left_out:
         view.say(line)
 
-    def fetch(dataset: str, target: Path) -> Path:
+    def fetch(dataset: str) -> Path:
         return hub.fetch("dataset", dataset, workspace.root, view.say).path
 
     benchmarks = resolve(names, workspace.root, fetch, folder)
@@ -341,13 +341,10 @@ def chosen_endpoint(settings: Settings) -> ChatEndpoint | None:
 
 def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget) -> ChatModel:
     """The language model behind an endpoint."""
-    from agent.llm import ChatModel, Endpoint, Price, Secret
+    from agent.llm import ChatModel, Endpoint, Price
 
-    endpoint = Endpoint(
-        model=found.model, base_url=found.base_url, key=Secret(found.api_key) if found.api_key else None
-    )
     price = Price(input=settings.price_input, output=settings.price_output)
-    return ChatModel(endpoint, price, timeout=settings.llm_timeout, left=budget.left)
+    return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left)
 
 
 def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterator[str]:

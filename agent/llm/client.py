@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from agent.errors import BudgetEnded, UsageError
-from agent.llm.endpoint import Endpoint, EndpointError, Price
+from agent.llm.endpoint import Endpoint, EndpointError, Price, charge
 from agent.llm.reply import Reply, find_object, first_line, plain_text, without_thinking
 from agent.records import Usage
 
@@ -118,27 +118,31 @@ class ChatModel:
     def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None = None) -> Reply:
         """Ask once; with `schema`, the reply's data is a JSON object (which the caller still has to validate).
 
-        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over.
+        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over. These, and
+            KeyboardInterrupt too, carry in `usage` what all attempts consumed.
         """
         form = self._form if schema else msgspec.structs.replace(self._form, modes=("text",))
         usage, failures, timeouts = Usage(), 0, 0
-        while True:
-            answer = self._send(form, messages, schema)
-            usage += self._consumed(answer)
-            match self._judge(answer, form, wants_data=schema is not None):
-                case Reply() as reply:
-                    self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
-                    return msgspec.structs.replace(reply, usage=usage)
-                case _Form() as form:
-                    continue
-                case EndpointError() as error:
-                    error.usage = usage
-                    raise error
-                case _Again() as again:
-                    failures, timeouts = failures + 1, timeouts + again.timed_out
-                    if failures > self._retries or timeouts > 1:
-                        raise self._gave_up(failures, again.reason, usage)
-                    self._pause(failures, again.after)
+        try:
+            while True:
+                answer = self._send(form, messages, schema)
+                usage += self._consumed(answer)
+                match self._judge(answer, form, wants_data=schema is not None):
+                    case Reply() as reply:
+                        self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
+                        return msgspec.structs.replace(reply, usage=usage)
+                    case _Form() as form:
+                        continue
+                    case EndpointError() as refusal:
+                        raise refusal
+                    case _Again() as again:
+                        failures, timeouts = failures + 1, timeouts + again.timed_out
+                        if failures > self._retries or timeouts > 1:
+                            raise self._gave_up(failures, again.reason)
+                        self._pause(failures, again.after)
+        except BaseException as error:
+            charge(error, usage)
+            raise
 
     def _send(self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None) -> _Answer | _Lost:
         """One HTTP request, in a thread of its own: no socket timeout ends a reply that drips in byte by byte."""
@@ -268,13 +272,11 @@ class ChatModel:
         hint = f"check that {prefix}_MODEL={self.endpoint.model} is a chat model with enough context"
         return EndpointError(f"{where} refuses the request: {status} {said}", hint)
 
-    def _gave_up(self, attempts: int, reason: str, usage: Usage) -> EndpointError:
-        error = EndpointError(
+    def _gave_up(self, attempts: int, reason: str) -> EndpointError:
+        return EndpointError(
             f"{self.endpoint.address} gave no usable answer in {attempts} attempts; the last problem: {reason}",
             f"check that it is up and that {self.endpoint.settings}_API_BASE is right, then run the same command again",
         )
-        error.usage = usage
-        return error
 
     def _pause(self, failures: int, after: float | None) -> None:
         """Exponential back-off with jitter, or what the endpoint asked for; never more than a minute."""
