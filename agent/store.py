@@ -172,10 +172,14 @@ def require_disk(path: Path, bytes_needed: int, purpose: str) -> None:
 
 
 def empty_directory(path: Path) -> Path:
-    """Make `path` an existing, empty directory."""
+    """Make `path` an existing, empty directory that survives a power cut together with its parent."""
     if path.exists():
         shutil.rmtree(path)
     path.mkdir(parents=True)
+    for directory in (path.parent, path.parent.parent):
+        handle = os.open(directory, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
     return path
 
 

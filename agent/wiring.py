@@ -291,6 +291,7 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
         debug_timeout=settings.debug_timeout,
         full_timeout=settings.full_timeout,
         threads=training.threads_for(subject.info, machine.cores),
+        cores=machine.cores,
         device="cuda" if machine.gpus else "cpu",
     )
 
