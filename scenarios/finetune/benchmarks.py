@@ -140,7 +140,8 @@ def require_known(name: str) -> None:
     """UsageError for a name that no benchmark can have; reads no data and downloads nothing."""
     if name in REGISTRY or name.endswith((".yaml", ".yml")):
         return
-    available = f"available: {', '.join(REGISTRY)}, or the path of an lm-eval task YAML"
+    anywhere = ", ".join(name for name, entry in REGISTRY.items() if entry.dataset)
+    available = f"set FT_BENCHMARK_DATASETS; available: {anywhere}, or the path of an lm-eval task YAML"
     if name in OPENCOMPASS:
         raise UsageError(f"benchmark {name} needs OpenCompass, which this version cannot run yet", available)
     near = difflib.get_close_matches(name, [*REGISTRY, *OPENCOMPASS], n=1)
