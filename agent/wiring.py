@@ -326,7 +326,7 @@ def choose_proposer(
         return Tpe(default_space(), scenario.problems, settings.proposer_seed)
     from agent.propose.writer import Writer
 
-    model = chat_model(endpoint, settings, budget)
+    model = chat_model(endpoint, settings, budget, say)
     say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
     left = budget.left
     brief = study_brief(
@@ -351,12 +351,12 @@ def chosen_endpoint(settings: Settings) -> ChatEndpoint | None:
     return None if settings.proposer == "tpe" else endpoint
 
 
-def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget) -> ChatModel:
+def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget, say: Say) -> ChatModel:
     """The language model behind an endpoint."""
     from agent.llm import ChatModel, Endpoint, Price
 
     price = Price(input=settings.price_input, output=settings.price_output)
-    return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left)
+    return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left, say=say)
 
 
 def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterator[str]:

@@ -90,6 +90,7 @@ class ChatModel:
         timeout: Seconds for one request, from the first byte sent to the last byte read.
         retries: Further attempts after 429, 5xx or a lost connection.
         left: Seconds of the call's budget; no request and no pause outlasts it (None: no limit).
+        say: Told why and when a request is tried again.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class ChatModel:
         *,
         temperature: float = 0.7,
         left: Callable[[], float | None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         if endpoint.key and not (endpoint.key.reveal().isascii() and endpoint.key.reveal().isprintable()):
             raise UsageError(f"{endpoint.settings}_API_KEY holds characters that no key has", "copy the key again")
@@ -112,6 +114,7 @@ class ChatModel:
         self._sleep = sleep
         self._temperature = temperature
         self._left = left
+        self._say = say
         self._form = _Form(endpoint.urls())
         self._clients: dict[str, OpenAI] = {}
 
@@ -139,7 +142,7 @@ class ChatModel:
                         failures, timeouts = failures + 1, timeouts + again.timed_out
                         if failures > self._retries or timeouts > 1:
                             raise self._gave_up(failures, again.reason)
-                        self._pause(failures, again.after)
+                        self._pause(failures, again)
         except BaseException as error:
             charge(error, usage)
             raise
@@ -278,11 +281,12 @@ class ChatModel:
             f"check that it is up and that {self.endpoint.settings}_API_BASE is right, then run the same command again",
         )
 
-    def _pause(self, failures: int, after: float | None) -> None:
+    def _pause(self, failures: int, again: _Again) -> None:
         """Exponential back-off with jitter, or what the endpoint asked for; never more than a minute."""
         jitter = secrets.SystemRandom().uniform(0.5, 1.0)
-        seconds = min(after if after is not None else jitter * 2.0 ** min(failures, 10), MAX_PAUSE)
+        seconds = min(again.after if again.after is not None else jitter * 2.0 ** min(failures, 10), MAX_PAUSE)
         left = self._left()
+        self._say(self.endpoint.redact(f"{self.endpoint.address}: {again.reason}; trying again in {seconds:.0f} s"))
         self._sleep(seconds if left is None else max(0.0, min(seconds, left)))
 
 
