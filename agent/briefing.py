@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from agent.records import Recipe, Value
 from scenarios.finetune import rows, training
 from scenarios.finetune.arguments import schema
 from scenarios.finetune.benchmarks import Benchmark
-from scenarios.finetune.keys import OPEN
+from scenarios.finetune.keys import METHODS, OPEN
 from scenarios.finetune.training import TrainingPlan
 
 EXAMPLES = 3
@@ -30,6 +30,10 @@ def study_brief(
     budget: Callable[[], str],
 ) -> StudyBrief:
     """The brief; examples are of the training data, never of a benchmark."""
+
+    def defaults(train: Mapping[str, Value]) -> dict[str, Value]:
+        return _scalars(training.defaults(Recipe(train=dict(train)), plan))
+
     examples = list(islice(rows.read(Path(plan.data.directory) / f"{plan.data.name}.jsonl"), EXAMPLES))
     return StudyBrief(
         dataset=dataset,
@@ -40,7 +44,8 @@ def study_brief(
             BenchmarkBrief(name=b.name, description=b.description, answer_format=b.answer_format) for b in benchmarks
         ),
         hardware=str(hardware),
-        defaults=_scalars(training.defaults(Recipe(train={}), plan)),
+        defaults=defaults,
+        methods=tuple({"finetuning_type": method} for method in METHODS),
         model_facts={
             "architecture": plan.model.architecture,
             "parameters": f"{plan.model.parameters:,}",

@@ -62,6 +62,8 @@ class Budget:
         left = self.left()
         if left is None or left > 0:
             return None
+        if self._seconds is not None and 0 < self._seconds <= self._reserved:
+            return f"a call of {self._seconds:.0f} s is too short: {self._reserved:.0f} s are kept for the sealed test"
         kept = f" ({self._reserved:.0f} s are kept for the sealed test)" if self._reserved else ""
         return f"the call's time is over{kept}"
 

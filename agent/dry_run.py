@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent import hub
 from agent.errors import UsageError
+from agent.llm import Endpoint
 from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
@@ -70,16 +71,21 @@ def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
         return (options.dataset.removeprefix("demo/"),)
     for name in settings.benchmark_datasets:
         require_known(name)
+        if name in REGISTRY and REGISTRY[name].dataset is None and options.dataset not in demo.DEMO:
+            raise UsageError(f"benchmark {name} belongs to the demo data set demo/{name}", "choose another one")
+        if name not in REGISTRY and not Path(name).expanduser().is_file():
+            raise UsageError(f"there is no task YAML {name}", "give the path of an lm-eval task YAML")
     return tuple(
         f"{name} ({REGISTRY[name].description})" if name in REGISTRY else name for name in settings.benchmark_datasets
     )
 
 
 def _proposer(settings: Settings) -> str:
-    endpoint = chosen_endpoint(settings)
-    if endpoint is None:
+    configured = chosen_endpoint(settings)
+    if configured is None:
         return "tpe"
-    return f"{endpoint.model} at {endpoint.base_url or 'the default endpoint'}"
+    endpoint = Endpoint.of(configured)
+    return f"{endpoint.model} at {endpoint.address}"
 
 
 def _budget(options: LoopOptions) -> str:

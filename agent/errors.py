@@ -2,6 +2,7 @@
 
     FtloopError                 ends the call; one message, one hint, one exit code
     ├── UsageError        2     what the user typed, set or laid on disk is wrong
+    │   └── SettingError        ... found out only because trial after trial failed in the same words
     ├── MachineError      3     the machine cannot: engine gone, disk full, hub or endpoint out of reach
     ├── StudyError        4     the study cannot be continued: corrupt journal, in use by another process
     └── ProposerError     5     five proposals in a row stayed invalid
@@ -37,6 +38,10 @@ class UsageError(FtloopError):
     """What the user typed, set or laid on disk is wrong."""
 
     exit_code = 2
+
+
+class SettingError(UsageError):
+    """What was set lets every trial fail alike; known only after some of them."""
 
 
 class MachineError(FtloopError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
+from collections.abc import Mapping
 
 import msgspec
 
@@ -27,18 +27,54 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
         return f"CPU only, {self.cores} cores, {self.memory / 2**30:.0f} GiB"
 
 
-def look() -> Hardware:
-    """This machine's; a GPU counts where nvidia-smi lists it."""
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU as nvidia-smi lists it; `memory` in bytes."""
+
+    index: int
+    uuid: str
+    memory: int
+
+
+def look(environ: Mapping[str, str] = os.environ) -> Hardware:
+    """This machine's; a GPU counts where nvidia-smi lists it and CUDA_VISIBLE_DEVICES does not hide it."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Hardware(cores=len(os.sched_getaffinity(0)), memory=pages, gpus=_gpus())
+    seen = visible(listed(_nvidia_smi()), environ.get("CUDA_VISIBLE_DEVICES"))
+    return Hardware(cores=len(os.sched_getaffinity(0)), memory=pages, gpus=tuple(gpu.memory for gpu in seen))
 
 
-def _gpus() -> tuple[int, ...]:
-    if not any(Path("/dev").glob("nvidia[0-9]*")):
-        return ()
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def listed(text: str) -> tuple[Gpu, ...]:
+    """The GPUs in lines of "index, uuid, memory in MiB"; one whose memory is not known is left out."""
+    rows = ([field.strip() for field in line.split(",")] for line in text.splitlines())
+    return tuple(
+        Gpu(index=int(row[0]), uuid=row[1], memory=int(row[2]) << 20)
+        for row in rows
+        if len(row) == 3 and row[0].isdecimal() and row[2].isdecimal()
+    )
+
+
+def visible(gpus: tuple[Gpu, ...], chosen: str | None) -> tuple[Gpu, ...]:
+    """The GPUs that a CUDA program sees.
+
+    Args:
+        chosen: CUDA_VISIBLE_DEVICES: None shows all; else indices or UUIDs, which may be shortened as long as they are
+            unique. As in CUDA, whatever follows an entry that names no GPU (as -1) is hidden too, and a repeated entry
+            hides all.
+    """
+    if chosen is None:
+        return gpus
+    found: list[Gpu] = []
+    for entry in map(str.strip, chosen.split(",")):
+        named = [gpu for gpu in gpus if entry == str(gpu.index) or (entry[:4] == "GPU-" and gpu.uuid.startswith(entry))]
+        if len(named) != 1:
+            break
+        found += named
+    return tuple(found) if len({gpu.index for gpu in found}) == len(found) else ()
+
+
+def _nvidia_smi() -> str:
+    """Its list of GPUs; empty where there is none, or no driver."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(int(line) << 20 for line in listed.split() if line.isdigit())
+        return ""

@@ -15,13 +15,13 @@ if __name__ == "__main__":  # run as a script: be `agent.loop`, loaded once, wit
 
 from collections.abc import Sequence
 
-from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, TrialFailed
+from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, SettingError, TrialFailed
 from agent.options import parse
 from agent.records import Checked, Checkpoint, Comparison, History, MiniRun, Proposal, Score, Scores, Sealed, Trial
 from agent.study import BASE, Lab
 
-INVALID_IN_A_ROW = 5
-"""So many trials without a valid proposal end the study: the proposer is not going to recover by itself."""
+IN_A_ROW = 5
+"""So many trials without a valid proposal, or failed in the same words, end the call: it does not mend by itself."""
 
 
 def run_call(lab: Lab) -> str:
@@ -30,8 +30,8 @@ def run_call(lab: Lab) -> str:
     try:
         try:
             end = search(lab)
-        except ProposerError:
-            open_seal(lab)  # what was won before is not lost with the proposer
+        except (ProposerError, SettingError):
+            open_seal(lab)  # what was won before is not lost
             raise
         ending = end.reason
         if not end.pause:
@@ -58,8 +58,9 @@ def search(lab: Lab) -> BudgetEnded:
             stop_at_ceiling(lab)
             lab.study.budget.before_trial()
             trial = run_trial(lab)
-            if invalid_in_a_row(lab.study.history()) >= INVALID_IN_A_ROW:
+            if invalid_in_a_row(lab.study.history()) >= IN_A_ROW:
                 raise no_valid_proposal(lab, trial)
+            stop_if_no_recipe_helps(lab.study.history())
     except BudgetEnded as end:
         return end
 
@@ -114,6 +115,18 @@ def incumbent(lab: Lab) -> tuple[str, Sequence[Score]]:
     return f"trial {history.best}", history.trials[history.best - 1].scores
 
 
+def stop_if_no_recipe_helps(history: History) -> None:
+    """End the call where trial after trial fails in the same words: then it is not the recipes."""
+    last = [(t.failure.kind, t.failure.reason) if t.failure else None for t in history.trials[-IN_A_ROW:]]
+    first = last[0]
+    if len(last) < IN_A_ROW or first is None or any(one != first for one in last) or first[0].startswith("train:o"):
+        return
+    raise SettingError(
+        f"the last {IN_A_ROW} trials failed in the same words ({first[0]}): {first[1]}",
+        "no recipe is going to help: look at the log of the last trial, and at settings such as FT_TEMPLATE",
+    )
+
+
 def stop_at_ceiling(lab: Lab) -> None:
     """End the search where nothing could be called better any more, unless a number of trials was asked for."""
     against, best = incumbent(lab)
@@ -160,7 +173,7 @@ def no_valid_proposal(lab: Lab, trial: Trial) -> ProposerError:
     """The study ends after too many proposals that could not be run."""
     reason = trial.failure.reason if trial.failure else ""
     return ProposerError(
-        f"{INVALID_IN_A_ROW} proposals in a row by {lab.proposer.name} were invalid; the last one: {reason}",
+        f"{IN_A_ROW} proposals in a row by {lab.proposer.name} were invalid; the last one: {reason}",
         "try another model (FT_CHAT_MODEL), or go on without one: --proposer tpe",
     )
 

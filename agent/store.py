@@ -161,6 +161,18 @@ def locked(paths: StudyPaths) -> Iterator[None]:
         yield
 
 
+def holder(paths: StudyPaths) -> str | None:
+    """The process that works on a study just now; None where none does."""
+    if not paths.lock.exists():
+        return None
+    with paths.lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read().strip() or "?"
+    return None
+
+
 def require_disk(path: Path, bytes_needed: int, purpose: str) -> None:
     """MachineError where less is free than a step is about to write."""
     free = shutil.disk_usage(path).free
@@ -172,10 +184,14 @@ def require_disk(path: Path, bytes_needed: int, purpose: str) -> None:
 
 
 def empty_directory(path: Path) -> Path:
-    """Make `path` an existing, empty directory."""
+    """Make `path` an existing, empty directory that survives a power cut together with its parent."""
     if path.exists():
         shutil.rmtree(path)
     path.mkdir(parents=True)
+    for directory in (path.parent, path.parent.parent):
+        handle = os.open(directory, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
     return path
 
 

@@ -39,8 +39,8 @@ from scenarios import Bench, Progress, Scenario
 BASE = 0
 """The base model's place among the trial numbers."""
 
-LEFT_BEHIND = ("training_args.bin", "trainer_*", "*_results.json", "checkpoint-*")
-"""What a trainer leaves beside the weights and nobody needs to use them; the first is a pickle."""
+LEFT_BEHIND = ("training_args.bin", "trainer_*", "*_results.json", "checkpoint-*", "README.md")
+"""What a trainer leaves beside the weights and nobody needs to use them; the first is a pickle, the last a form."""
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -297,8 +297,8 @@ def allowance(calls: list[Call], loop_n: int | None, step_n: int | None) -> tupl
     )
 
 
-def study_report(journal: Journal, directory: Path) -> StudyReport:
-    """All that a report shows, from the journal alone."""
+def study_report(journal: Journal, directory: Path, holder: str | None = None) -> StudyReport:
+    """All that a report shows, from the journal; `holder` is the process that works on the study just now."""
     state = journal.state
     if state.identity is None:
         raise ValueError("a study without an identity has no report")
@@ -315,7 +315,9 @@ def study_report(journal: Journal, directory: Path) -> StudyReport:
         output=state.output,
         usage=state.usage,
         active_seconds=state.seconds,
-        ending=(state.calls[-1].ended or "killed, or still running") if state.calls else "",
+        ending=(state.calls[-1].ended or (f"running in process {holder}" if holder else "killed"))
+        if state.calls
+        else "",
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agent import accept, hardware, hub
 from agent.briefing import allowed_keys, study_brief
 from agent.budget import Budget
-from agent.errors import StudyError, UsageError
+from agent.errors import FtloopError, StudyError, UsageError
 from agent.hardware import Hardware
 from agent.journal import FORMAT, Journal, StudyOpened
 from agent.options import LoopOptions
@@ -30,10 +30,10 @@ from agent.report.words import count, duration
 from agent.run import Runner, Say
 from agent.settings import Endpoint as ChatEndpoint
 from agent.settings import Settings, load
-from agent.store import IndexEntry, StudyPaths, Workspace, identity_hash, locked, new_entry
+from agent.store import IndexEntry, StudyPaths, Workspace, holder, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
 from scenarios.finetune import data, demo, training
-from scenarios.finetune.benchmarks import Benchmark, resolve
+from scenarios.finetune.benchmarks import Benchmark, require_known, resolve
 from scenarios.finetune.models import ModelInfo, choose_model, inspect, weights_hash
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.space import default_space
@@ -106,6 +106,8 @@ def _at_work(
         weights=subject.weights,
     )
     trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
+    if trials != options.loop_n or stages != options.step_n:
+        view.say("the last call was killed: what it still owed is finished first, then what this one adds")
     budget = Budget(trials, stages, options.timeout)
     proposer = choose_proposer(settings, subject, scenario, machine, budget, paths, view.say)
     study = Study(paths.root.name, paths, journal, runner, view, budget)
@@ -128,21 +130,22 @@ def report(study: str | None) -> int:
     """Print what a study found so far, and write its report.md; the one last worked on where none is named."""
     settings = load({}, None, os.environ, Path.cwd())
     workspace = Workspace(settings.workspace())
-    entry = _find(workspace.index(), study)
+    entry = _find(workspace.root, workspace.index(), study)
     paths = StudyPaths(Path(entry.path))
     if not paths.journal.exists():
         raise UsageError(f"{paths.journal} is gone", "the study was moved or deleted; name another one")
     model = hub.find("model", entry.model, workspace.root)
-    show(Journal(paths.journal), paths, str(model.path) if model else None)
+    show(Journal(paths.journal), paths, str(model.path) if model else None, holder(paths))
     return 0
 
 
-def _find(entries: list[IndexEntry], study: str | None) -> IndexEntry:
+def _find(root: Path, entries: list[IndexEntry], study: str | None) -> IndexEntry:
     studies = sorted((entry for entry in entries if entry.kind == "study"), key=_last_touched)
     fitting = [entry for entry in studies if study is None or entry.id.startswith(study)]
     if not fitting:
         known = ", ".join(entry.id for entry in studies) or "none yet"
-        raise UsageError(f"no study {study!r} in this workspace" if study else "no study here", f"studies: {known}")
+        where = f"no study {study!r}" if study else "no study"
+        raise UsageError(f"there is {where} in {root}", f"studies: {known}; python agent/loop.py begins one")
     if study is not None and len(fitting) > 1 and study not in [entry.id for entry in fitting]:
         raise UsageError(f"{study!r} could be {', '.join(entry.id for entry in fitting)}", "write more of its name")
     return next((entry for entry in fitting if entry.id == study), fitting[-1])
@@ -153,11 +156,11 @@ def _last_touched(entry: IndexEntry) -> float:
     return journal.stat().st_mtime if journal.exists() else 0.0
 
 
-def show(journal: Journal, paths: StudyPaths, base_path: str | None) -> None:
+def show(journal: Journal, paths: StudyPaths, base_path: str | None, working: str | None = None) -> None:
     """Write report.md and print the summary."""
     if journal.state.identity is None:
         return
-    found = study_report(journal, paths.root)
+    found = study_report(journal, paths.root, working)
     written = write_report(found, paths.root, base_path=base_path)
     tty = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = min(120, shutil.get_terminal_size((100, 24)).columns) if tty else 100
@@ -201,13 +204,21 @@ def gather(
         if settings.origin("benchmark_datasets") == "default":
             names = (options.dataset.removeprefix("demo/"),)
     else:
+        for name in names:
+            require_known(name)  # before a data set is downloaded for nothing
         data_path = hub.fetch("dataset", options.dataset, workspace.root, view.say).path
     recognised = data.recognise(data_path, settings.columns)
     for line in recognised.left_out:
         view.say(line)
 
-    def fetch(dataset: str, target: Path) -> Path:
-        return hub.fetch("dataset", dataset, workspace.root, view.say).path
+    def fetch(dataset: str) -> Path:
+        try:
+            return hub.fetch("dataset", dataset, workspace.root, view.say).path
+        except FtloopError as error:
+            by_hand = workspace.root / "benchmarks" / "<name>"
+            error.message = f"a benchmark's data: {error.message}"
+            error.hint = f"or lay its rows by hand in {by_hand}/train.jsonl and test.jsonl (see the README)"
+            raise
 
     benchmarks = resolve(names, workspace.root, fetch, folder)
     model, path = choose_base(options, workspace, runner, machine, view)
@@ -291,6 +302,7 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
         debug_timeout=settings.debug_timeout,
         full_timeout=settings.full_timeout,
         threads=training.threads_for(subject.info, machine.cores),
+        cores=machine.cores,
         device="cuda" if machine.gpus else "cpu",
     )
 
@@ -314,7 +326,7 @@ def choose_proposer(
         return Tpe(default_space(), scenario.problems, settings.proposer_seed)
     from agent.propose.writer import Writer
 
-    model = chat_model(endpoint, settings, budget)
+    model = chat_model(endpoint, settings, budget, say)
     say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
     left = budget.left
     brief = study_brief(
@@ -339,15 +351,12 @@ def chosen_endpoint(settings: Settings) -> ChatEndpoint | None:
     return None if settings.proposer == "tpe" else endpoint
 
 
-def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget) -> ChatModel:
+def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget, say: Say) -> ChatModel:
     """The language model behind an endpoint."""
-    from agent.llm import ChatModel, Endpoint, Price, Secret
+    from agent.llm import ChatModel, Endpoint, Price
 
-    endpoint = Endpoint(
-        model=found.model, base_url=found.base_url, key=Secret(found.api_key) if found.api_key else None
-    )
     price = Price(input=settings.price_input, output=settings.price_output)
-    return ChatModel(endpoint, price, timeout=settings.llm_timeout, left=budget.left)
+    return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left, say=say)
 
 
 def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterator[str]:

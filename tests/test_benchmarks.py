@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import pytest
 
 from agent.errors import UsageError
 from scenarios.finetune import demo
-from scenarios.finetune.benchmarks import REGISTRY, Benchmark, resolve
+from scenarios.finetune.benchmarks import Benchmark, resolve
 
 
-def no_fetch(name: str, target: Path) -> Path:
-    raise AssertionError(f"nothing should be downloaded, asked for {name}")
+def no_fetch(dataset: str) -> Path:
+    raise AssertionError(f"nothing should be downloaded, asked for {dataset}")
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -33,7 +34,7 @@ def lay_gsm8k(root: Path) -> Path:
     return root
 
 
-def one(name: str, root: Path, fetch: Callable[[str, Path], Path] = no_fetch) -> Benchmark:
+def one(name: str, root: Path, fetch: Callable[[str], Path] = no_fetch) -> Benchmark:
     return resolve([name], root, fetch)[0]
 
 
@@ -55,8 +56,8 @@ def test_gsm8k_is_downloaded_where_it_is_missing_and_parquet_is_read(tmp_path: P
 
     asked = []
 
-    def fetch(name: str, target: Path) -> Path:
-        asked.append((name, target))
+    def fetch(dataset: str) -> Path:
+        asked.append(dataset)
         for subset in ("main", "socratic"):
             for split, count in (("train", 6), ("test", 9)):
                 rows = questions(count, f"{subset} {split}")
@@ -67,15 +68,36 @@ def test_gsm8k_is_downloaded_where_it_is_missing_and_parquet_is_read(tmp_path: P
         return tmp_path / "snapshot"
 
     found = one("gsm8k", tmp_path, fetch)
-    assert asked == [("openai/gsm8k", tmp_path / "benchmarks/gsm8k")]
+    assert asked == ["openai/gsm8k"]
     assert {item.row["question"][:9] for item in found.halves.search} == {"main test"}
     assert {row["question"][:10] for row in found.shots} == {"main train"}
+    laid = tmp_path / "benchmarks/gsm8k"
+    assert sorted(path.name for path in laid.iterdir()) == ["test.jsonl", "train.jsonl"]
+    lines = [json.loads(line) for line in (laid / "test.jsonl").read_text().splitlines()]
+    assert lines == questions(9, "main test")
+    shutil.rmtree(tmp_path / "snapshot")
+    assert one("gsm8k", tmp_path, no_fetch) == found
 
 
-def test_a_half_laid_benchmark_is_downloaded_and_an_incomplete_download_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "benchmarks/gsm8k/test.jsonl", questions(9))
+def test_what_is_laid_by_hand_is_never_overwritten_and_an_incomplete_download_is_refused(tmp_path: Path) -> None:
+    mine = write(tmp_path / "benchmarks/gsm8k/test.jsonl", questions(9, "mine"))
+    write(tmp_path / "hub/test.jsonl", questions(7, "theirs"))
+    before = mine.read_bytes()
     with pytest.raises(UsageError, match="no file of the train split"):
-        one("gsm8k", tmp_path, lambda _, target: target)
+        one("gsm8k", tmp_path, lambda _: tmp_path / "hub")
+    write(tmp_path / "hub/train.jsonl", questions(3, "theirs"))
+    found = one("gsm8k", tmp_path, lambda _: tmp_path / "hub")
+    assert mine.read_bytes() == before
+    assert {item.row["question"][:4] for item in found.halves.search} == {"mine"}
+    assert len(found.shots) == 3
+
+
+def test_a_download_that_is_no_benchmark_leaves_no_file(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"hub/{split}.jsonl", [*questions(2), {"question": 7}])
+    with pytest.raises(UsageError, match="row 3"):
+        one("gsm8k", tmp_path, lambda _: tmp_path / "hub")
+    assert not (tmp_path / "benchmarks").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,13 +132,14 @@ def test_names_that_need_opencompass_say_what_is_available(tmp_path: Path, name:
     with pytest.raises(UsageError) as error:
         one(name, tmp_path)
     assert "needs OpenCompass" in error.value.message
-    assert all(known in error.value.hint for known in REGISTRY)
+    assert "gsm8k" in error.value.hint
+    assert "reverse" not in error.value.hint, "it belongs to the demo data set"
 
 
 def test_unknown_names_get_the_nearest_and_the_list(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean gsm8k") as error:
         one("gsm8", tmp_path)
-    assert "gsm8k, reverse" in error.value.hint
+    assert "gsm8k" in error.value.hint
     with pytest.raises(UsageError, match="unknown benchmark 'zebra'"):
         one("zebra", tmp_path)
 
@@ -174,8 +197,33 @@ def test_a_task_yaml_is_read_without_running_its_functions(tmp_path: Path) -> No
     found = one(str(path), tmp_path)
     assert (found.name, found.metric, found.filter, found.fewshots) == ("capitals", "exact_match", "first-line", (0,))
     assert found.task == {"file": str(path)}
-    assert found.directories == (tmp_path,)
+    assert found.sources == (path, tmp_path / "helpers.py")
     assert len(found.halves.search) == len(found.halves.test) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "duplicates"),
+    [
+        ('"{{question}}"', 4),
+        ("question", 4),
+        ('"Q: {{ question.strip() }}\\nA:"', 4),
+        ('"{{question}} {{source}}"', 0),
+        ("!function helpers.prompt", 0),
+        ('"{{made_by_code}}"', 0),
+        ('"{{ broken"', 0),
+    ],
+)
+def test_rows_that_ask_the_same_are_one_question(tmp_path: Path, prompt: str, duplicates: int) -> None:
+    """Else the search half could hold a question of the sealed half under another number."""
+    path = lay_task(tmp_path, TASK.replace("!function helpers.prompt", prompt))
+    rows = [{"question": f"q{i % 4}", "city": "c", "source": f"s{i}"} for i in range(8)]
+    write(tmp_path / "data/capitals.jsonl", [dict(row) for row in rows])
+    halves = one(str(path), tmp_path).halves
+    assert halves.duplicates == duplicates
+    write(tmp_path / "data/capitals.jsonl", [{"id": i, **row} for i, row in enumerate(rows + rows)])
+    again = one(str(path), tmp_path).halves
+    assert again.duplicates == duplicates + 8
+    assert [item.id for item in again.search] == [item.id for item in halves.search]
 
 
 def test_the_code_beside_a_task_is_part_of_its_fingerprint(tmp_path: Path) -> None:

@@ -301,6 +301,38 @@ def test_written_data_is_kept_until_its_content_changes(tmp_path: Path) -> None:
     assert write(recognise(path), tmp_path / "prepared").rows == 2
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"directory": "x", "na', b"[]", b"\xff\xfe"])
+def test_a_damaged_record_of_written_data_is_as_good_as_none(tmp_path: Path, damage: bytes) -> None:
+    path = jsonl(tmp_path / "in.jsonl", ROWS)
+    first = write(recognise(path), tmp_path / "prepared")
+    (tmp_path / "prepared/prepared.json").write_bytes(damage)
+    assert write(recognise(path), tmp_path / "prepared") == first
+    assert (tmp_path / "prepared/prepared.json").read_bytes() != damage
+
+
+def test_the_record_of_written_data_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, directory = jsonl(tmp_path / "in.jsonl", ROWS), tmp_path / "prepared"
+    write(recognise(path), directory)
+    jsonl(path, ROWS[:2])
+
+    replace = Path.replace
+
+    def full(source: Path, target: Path) -> Path:
+        if target.name == "prepared.json":
+            raise OSError(28, "No space left on device")
+        return replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            write(recognise(path), directory)
+    names = sorted(file.name for file in directory.iterdir())
+    assert names == ["dataset_info.json", "longest.jsonl", "train.jsonl"], "no half, and none that tells of other rows"
+    jsonl(path, ROWS)
+    assert write(recognise(path), directory).rows == len(ROWS)
+    assert len((directory / "train.jsonl").read_text().splitlines()) == len(ROWS)
+
+
 def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "in.jsonl", ROWS * 20_000)
     start = time.perf_counter()

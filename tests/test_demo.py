@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from agent.resources import resource
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
 from scenarios import Progress
-from scenarios.finetune.demo import BENCHMARK_FILE, DEMO, MARKER, TRAIN_FILE, make_data, make_model
+from scenarios.finetune.demo import BENCHMARK_FILE, DEMO, TRAIN_FILE, make_data, make_model
+from scenarios.finetune.files import MARKER
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -63,7 +66,9 @@ def test_the_data_is_the_same_everywhere_and_forever(tmp_path: Path) -> None:
         {"question": "Reverse: 27314600", "answer": "00641372"},
     ]
     # Changing a byte makes every existing demo study another study.
-    assert hashes(tmp_path) == {
+    found = hashes(tmp_path)
+    assert found.pop(MARKER)
+    assert found == {
         BENCHMARK_FILE: "4b086533d710fe4fcaf330d80c56d923292bba347cde855b33e5fdcc0f489e14",
         TRAIN_FILE: "989ebcd527866773f18d42e5b4b42060d7c0b92e2355861206e5c2904f0f7520",
     }
@@ -90,6 +95,32 @@ def test_making_the_data_again_leaves_it_alone_and_repairs_what_was_changed(tmp_
     make_data(tmp_path)
     assert hashes(tmp_path) == before
     assert (tmp_path / TRAIN_FILE).stat().st_mtime_ns == written
+
+
+def test_a_users_own_data_in_the_demos_place_is_never_touched(tmp_path: Path) -> None:
+    mine = tmp_path / "demo" / "reverse"
+    mine.mkdir(parents=True)
+    (mine / TRAIN_FILE).write_text("mine")
+    with pytest.raises(UsageError, match="something else is there"):
+        make_data(mine)
+    assert [(path.name, path.read_text()) for path in mine.iterdir()] == [(TRAIN_FILE, "mine")]
+    assert [path.name for path in mine.parent.iterdir()] == ["reverse"]
+
+
+def test_data_made_by_many_calls_at_once_is_whole_for_each_of_them(tmp_path: Path) -> None:
+    make_data(tmp_path / "alone")
+    expected = hashes(tmp_path / "alone")
+    for attempt in range(5):
+        place, start = tmp_path / str(attempt) / "reverse", threading.Barrier(4)
+
+        def call(place: Path = place, start: threading.Barrier = start) -> dict[str, str]:
+            start.wait()
+            make_data(place)
+            return hashes(place)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert [future.result() for future in [pool.submit(call) for _ in range(4)]] == [expected] * 4
+        assert [path.name for path in place.parent.iterdir()] == ["reverse"]
 
 
 def test_a_failed_job_leaves_no_model_and_says_why(tmp_path: Path) -> None:
@@ -130,6 +161,53 @@ def test_a_model_is_made_once_in_the_training_environment_seeing_nothing_else(tm
     make_model(bench, target)
     assert len(bench.jobs) == 2
     assert sorted(path.name for path in target.parent.iterdir()) == ["tiny"]
+
+
+@pytest.mark.parametrize("outdated", [False, True])
+def test_the_model_of_the_call_that_was_first_stays(tmp_path: Path, outdated: bool) -> None:
+    """It may be in use already."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\nmkdir -p "$2" && echo weights > "$2/model.safetensors"\n')
+    stand_in.chmod(0o755)
+    target = tmp_path / "models" / "tiny"
+    for name in ("before", "slow", "fast"):
+        (tmp_path / name).mkdir()
+    if outdated:
+        make_model(RealBench(tmp_path / "before", python=str(stand_in)), target)
+        (target / MARKER).write_text("{}")
+    first: list[int] = []
+
+    class Overtaken(RealBench):
+        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+            make_model(RealBench(tmp_path / "fast", python=str(stand_in)), target)
+            first.append((target / "model.safetensors").stat().st_ino)
+            return super().run(job, progress)
+
+    make_model(Overtaken(tmp_path / "slow", python=str(stand_in)), target)
+    assert first == [(target / "model.safetensors").stat().st_ino]
+    assert [path.name for path in target.parent.iterdir()] == ["tiny"]
+
+
+def test_models_made_by_many_calls_at_once_do_not_destroy_each_other(tmp_path: Path) -> None:
+    stand_in = tmp_path / "python"
+    stand_in.write_text('#!/bin/sh\nmkdir -p "$2" && for i in 1 2 3 4 5 6 7 8; do echo weights > "$2/$i"; done\n')
+    stand_in.chmod(0o755)
+    target, start = tmp_path / "models" / "tiny", threading.Barrier(4)
+
+    class AllAtOnce(RealBench):
+        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+            outcome = super().run(job, progress)
+            start.wait()
+            return outcome
+
+    def call(number: int) -> list[str]:
+        (tmp_path / str(number)).mkdir()
+        make_model(AllAtOnce(tmp_path / str(number), python=str(stand_in)), target)
+        return sorted(path.name for path in target.iterdir())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(call, range(4))) == [[*"12345678", MARKER]] * 4
+    assert [path.name for path in target.parent.iterdir()] == ["tiny"]
 
 
 @pytest.mark.slow

@@ -100,9 +100,17 @@ def test_a_full_disk_is_found_before_anything_is_built(
 ) -> None:
     monkeypatch.setattr(module, "NEEDED_BYTES", 2**60)
     environments = Environments(tmp_path / "root", recipes)
-    with pytest.raises(MachineError, match="GB"):
+    with pytest.raises(MachineError, match="GB") as caught:
         environments.ready("train", print)
+    assert "FT_ENVIRONMENTS" in caught.value.hint
     assert not environments.python("train").exists()
+
+
+def test_a_root_that_cannot_be_made_names_the_setting(tmp_path: Path, recipes: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="cannot make") as caught:
+        Environments(tmp_path / "file" / "root", recipes).ready("train", print)
+    assert "FT_ENVIRONMENTS" in caught.value.hint
 
 
 def test_two_processes_build_it_once(tmp_path: Path, recipes: Path) -> None:

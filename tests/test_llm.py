@@ -21,6 +21,7 @@ import pytest
 from agent.errors import BudgetEnded, MachineError, UsageError
 from agent.llm import ChatModel, Endpoint, EndpointError, Price, Secret
 from agent.llm.reply import find_object, without_thinking
+from agent.settings import Endpoint as Configured
 from tests.servers.openai_server import FEATURES, ChatAnswer, ChatRequest, ChatServer
 
 KEY = "sk-test-0123456789abcdef"
@@ -106,6 +107,21 @@ def test_a_web_page_is_no_endpoint() -> None:
 def test_a_base_url_that_is_none(url: str) -> None:
     with pytest.raises(UsageError, match="FT_CHAT_API_BASE"):
         model(url)
+
+
+def test_a_base_url_that_is_none_is_not_shown() -> None:
+    configured = Configured(model="m", base_url=f"https://user:{KEY}@[host/v1", api_key=None)
+    with pytest.raises(UsageError, match="FT_CHAT_API_BASE") as caught:
+        Endpoint.of(configured)
+    assert KEY not in str(caught.value)
+
+
+def test_an_endpoint_is_what_the_settings_say() -> None:
+    endpoint = Endpoint.of(Configured(model="m", base_url="http://127.0.0.1:8000", api_key=KEY))
+    assert (endpoint.model, endpoint.base_url) == ("m", "http://127.0.0.1:8000")
+    assert endpoint.key is not None
+    assert endpoint.key.reveal() == KEY
+    assert Endpoint.of(Configured(model="m", base_url=None, api_key=None)).key is None
 
 
 def test_the_address_shows_no_credentials() -> None:

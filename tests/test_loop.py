@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.errors import ProposerError, StudyError
+from agent.errors import ProposerError, SettingError, StudyError
 from agent.journal import Journal, events
 from agent.loop import run_call
 from agent.records import Sealed
@@ -134,6 +134,14 @@ def test_invalid_proposals_are_counted_over_calls(tmp_path: Path) -> None:
         call(tmp_path, "invalid", loop_n=1)
     with pytest.raises(ProposerError):
         call(tmp_path, "invalid", loop_n=1)
+
+
+def test_failures_in_the_same_words_end_the_call(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no recipe is going to help") as error:
+        call(tmp_path, 0.6, *["bad luck"] * 6)
+    assert error.value.exit_code == 2
+    assert len(state(tmp_path).trials) == 6
+    assert state(tmp_path).openings == [1], "what was won before is not lost"
 
 
 def test_a_kill_while_the_winner_is_published_is_made_good(tmp_path: Path) -> None:

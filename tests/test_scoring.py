@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ from agent.run.local import LocalRunner
 from scenarios import Progress
 from scenarios.finetune import scoring
 from scenarios.finetune.benchmarks import Benchmark, resolve
-from scenarios.finetune.scoring import load_questions, wilson
+from scenarios.finetune.score_cache import load_questions
+from scenarios.finetune.scoring import wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -103,10 +106,11 @@ def lay_benchmark(root: Path, rows: list[dict[str, str]] | None = None) -> Bench
     (root / "demo").mkdir(parents=True, exist_ok=True)
     (root / "demo/benchmark.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def fetch(name: str, target: Path) -> Path:
-        raise AssertionError
+    return resolve(["reverse"], root, no_fetch, demo=root / "demo")[0]
 
-    return resolve(["reverse"], root, fetch, demo=root / "demo")[0]
+
+def no_fetch(dataset: str) -> Path:
+    raise AssertionError(f"nothing should be downloaded, asked for {dataset}")
 
 
 def lay_model(root: Path) -> Path:
@@ -127,6 +131,7 @@ def ask(bench: StageBench, root: Path, benchmark: Benchmark, **changed: Any) -> 
         "timeout": 30.0,
         "cache": root / "scores",
         "weights": "w",
+        "device": "cpu",
     } | changed
     model = arguments.pop("model") if "model" in arguments else lay_model(root)
     checkpoint, split = (arguments.pop(name) for name in ("checkpoint", "split"))
@@ -166,6 +171,34 @@ def test_the_job_sees_only_the_split_being_scored(tmp_path: Path) -> None:
     assert job.variables["OMP_NUM_THREADS"] == "1"  # a tiny model
 
 
+def test_of_a_users_own_task_the_job_sees_only_its_yaml_and_its_code(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "prompts").mkdir(parents=True)
+    rows = [{"question": f"question number {i}", "answer": f"a{i}"} for i in range(20)]
+    (home / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / ".env").write_text("OPENAI_API_KEY=secret")
+    (home / "prompts/short.py").write_text("def prompt(doc): return doc['question']")
+    (home / "metrics.py").write_text("def exact(*_): return 1.0")
+    (home / "notes.py").write_text("# " + rows[0]["question"])
+    (home / "base.yaml").write_text("metric_list: [{metric: !function metrics.exact, higher_is_better: true}]\n")
+    (home / "own.yaml").write_text(
+        "include: base.yaml\ntask: own\ndataset_path: json\ntest_split: test\n"
+        "dataset_kwargs: {data_files: {test: data.jsonl}}\n"
+        "doc_to_text: !function prompts.short.prompt\ndoc_to_target: '{{answer}}'\n"
+    )
+    (benchmark,) = resolve([str(home / "own.yaml")], tmp_path, no_fetch)
+    bench = make_bench(tmp_path)
+    ask(bench, tmp_path, benchmark)
+    mounted = [Path(mount.path) for mount in bench.jobs[0].mounts]
+    below_home = {str(path.relative_to(home)) for path in mounted if path.is_relative_to(home)}
+    assert below_home == {"own.yaml", "base.yaml", "metrics.py", "prompts/short.py"}
+    visible = [file for path in mounted for file in (path, *path.rglob("*")) if file.is_file()]
+    assert not any(home.is_relative_to(path) for path in mounted)
+    assert home / ".env" not in visible
+    for item in benchmark.halves.test:
+        assert not any(json.dumps(item.row["question"]).encode() in file.read_bytes() for file in visible)
+
+
 def test_the_request_is_as_recorded(tmp_path: Path) -> None:
     """Golden: the whole contract with docker/bench/score.py."""
     bench, benchmark = make_bench(tmp_path), lay_benchmark(tmp_path)
@@ -183,7 +216,8 @@ def test_an_equal_score_is_reused_and_an_unequal_one_is_not(tmp_path: Path) -> N
     again = ask(bench, tmp_path, benchmark)
     assert len(bench.jobs) == 1
     assert "reused" in bench.said[-1]
-    assert (again.key, again.mean, again.questions, again.seconds) == (first.key, first.mean, first.questions, 0.0)
+    assert again == first
+    assert again.seconds > 0, "as measured: the time for the sealed test is reserved by it"
     # A limit as large as the half asks the same questions.
     assert ask(bench, tmp_path, benchmark, limit=10).key == first.key
     assert len(bench.jobs) == 1
@@ -198,6 +232,7 @@ def test_an_equal_score_is_reused_and_an_unequal_one_is_not(tmp_path: Path) -> N
         {"split": "test"},
         {"limit": 4},
         {"fewshot": 2},
+        {"device": "cuda"},
         {"checkpoint": adapter("1")},
         {"checkpoint": adapter("2")},
     ]
@@ -225,6 +260,52 @@ def test_a_damaged_stored_score_is_measured_again(tmp_path: Path, damage: str) -
     again = ask(bench, tmp_path, benchmark)
     assert (len(bench.jobs), again.mean) == (2, first.mean)
     assert "damaged" in bench.said[0]
+
+
+def test_a_study_keeps_its_questions_whatever_becomes_of_the_stored_scores(tmp_path: Path) -> None:
+    benchmark, scores = lay_benchmark(tmp_path), []
+    for study in ("one", "two"):
+        (tmp_path / study).mkdir()
+        bench = make_bench(tmp_path / study)
+        scores.append(ask(bench, tmp_path, benchmark))
+        assert Path(scores[-1].questions.path).is_relative_to(bench.directory)
+    assert not bench.jobs, "the second study reuses the first one's"
+    before = [load_questions(score.questions) for score in scores]
+    (tmp_path / "scores" / scores[0].key / "questions.jsonl").write_text("{}")
+    (tmp_path / "three").mkdir()
+    ask(make_bench(tmp_path / "three", "answers[0]['response'] = 'another'; write()"), tmp_path, benchmark)
+    assert [load_questions(score.questions) for score in scores] == before
+    shutil.rmtree(tmp_path / "scores")
+    assert [load_questions(score.questions) for score in scores] == before
+
+
+def test_what_a_score_refers_to_is_on_the_disk_when_it_is_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = set(), os.fsync
+
+    def spy(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    bench, benchmark = make_bench(tmp_path), lay_benchmark(tmp_path)
+    monkeypatch.setattr("os.fsync", spy)
+    first = ask(bench, tmp_path, benchmark)
+    entry = tmp_path / "scores" / first.key
+    mine = Path(first.questions.path)
+    needed = [entry / "score.json", entry / "questions.jsonl", entry, entry.parent, mine, mine.parent, bench.directory]
+    assert [path for path in needed if path.stat().st_ino not in synced] == []
+    synced.clear()
+    again = Path(ask(bench, tmp_path, benchmark).questions.path)
+    assert {again.stat().st_ino, again.parent.stat().st_ino} <= synced
+
+
+def test_a_full_disk_stops_the_call_before_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, benchmark = make_bench(tmp_path), lay_benchmark(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100 * 1024**2))
+    with pytest.raises(MachineError, match="scoring may need"):
+        ask(bench, tmp_path, benchmark)
+    assert not bench.jobs
 
 
 # Each writes something that must not become a score.
@@ -276,6 +357,22 @@ def test_a_failing_job_is_a_finding_with_its_own_words(tmp_path: Path) -> None:
     assert "reverse: the tokenizer is missing" in error.value.reason
     assert "bench.log" in error.value.reason
     assert "traceback" in error.value.tail
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        ("(output / 'error.txt').write_text('ModuleNotFoundError: No module named lm_eval'); sys.exit(1)", "bench env"),
+        ("raise OSError(28, 'No space left on device')", "free some disk space"),
+        ("(output / 'error.txt').write_text('No CUDA GPUs are available'); sys.exit(1)", "nvidia-smi"),
+    ],
+)
+def test_what_no_model_can_cause_is_the_machines_fault(tmp_path: Path, behaviour: str, words: str) -> None:
+    with pytest.raises(MachineError) as error:
+        ask(make_bench(tmp_path, behaviour), tmp_path, lay_benchmark(tmp_path))
+    assert error.value.message.startswith("reverse: scoring failed: ")
+    assert words in error.value.hint
+    assert "bench.log" in error.value.hint
 
 
 def test_a_job_past_its_time_is_a_finding_that_names_the_setting(tmp_path: Path) -> None:
@@ -391,11 +488,21 @@ def test_real_gsm8k_few_shot_and_a_local_task(real_bench: StageBench, real_model
         "dataset_kwargs: {data_files: {test: benchmarks/gsm8k/test.jsonl}}\n"
         "doc_to_target: '{{answer}}'\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n"
     )
-    gsm8k, sums = resolve(["gsm8k", str(tmp_path / "sums.yaml")], tmp_path, lambda _, target: target)
+    gsm8k, sums = resolve(["gsm8k", str(tmp_path / "sums.yaml")], tmp_path, no_fetch)
     few = ask(real_bench, tmp_path, gsm8k, model=real_models / "base", fewshot=5, timeout=300.0)
     assert (few.n, few.mean, few.settings["fewshot"], few.settings["filter"]) == (2, 0.0, 5, "flexible-extract")
     local = ask(real_bench, tmp_path, sums, model=real_models / "base", timeout=300.0)
     assert (local.n, local.settings["generation"]["max_gen_toks"]) == (2, 4)
+
+
+@pytest.mark.slow
+def test_real_program_never_takes_another_device_than_asked(
+    real_bench: StageBench, real_models: Path, tmp_path: Path
+) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("a GPU is here")
+    with pytest.raises(MachineError, match="No CUDA GPUs are available"):
+        ask(real_bench, tmp_path, lay_benchmark(tmp_path), model=real_models / "base", device="cuda", timeout=300.0)
 
 
 BREAKAGES: dict[str, tuple[Callable[[Path], object], str]] = {

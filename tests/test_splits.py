@@ -73,6 +73,16 @@ def test_without_a_question_column_the_whole_row_counts() -> None:
     assert halve([{"b": 1, "a": 2}, {"a": 2, "b": 1}, {"a": 3}], name="b", question=None).duplicates == 1
 
 
+@pytest.mark.parametrize("number", ["id", "idx", "index", "ID"])
+def test_a_row_under_another_number_is_the_same_question(number: str) -> None:
+    twice = [{number: place, **row} for place, row in enumerate(rows(6) * 2)]
+    halves = halve(twice, name="b", question=None)
+    assert halves.duplicates == 6
+    search, test = ([item.row["question"] for item in half] for half in (halves.search, halves.test))
+    assert not set(search) & set(test)
+    assert {item.id for item in halves.search} == {item.id for item in halve(rows(6), name="b", question=None).search}
+
+
 @pytest.mark.parametrize("questions", [[], rows(1), rows(1) * 5])
 def test_fewer_than_two_questions_cannot_be_halved(questions: list[Row]) -> None:
     with pytest.raises(UsageError, match=r"benchmark tiny has [01] distinct"):

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.errors import TrialFailed
-from agent.propose.tpe import START, Tpe, design, sobol_pair
+from agent.errors import BudgetEnded, TrialFailed
+from agent.propose import Check
+from agent.propose.tpe import START, Tpe, design, sobol_pair, sweep
 from agent.records import History, Proposal, Recipe, Trial
 from agent.space import Choice, Float, Int, Parameter, Space
 from scenarios.finetune.space import default_space
@@ -153,15 +154,63 @@ def test_a_space_without_valid_points_ends_the_trial_with_the_reason() -> None:
     assert caught.value.kind == "proposal"
 
 
-def test_an_exhausted_space_says_so() -> None:
-    space = Space((Parameter("per_device_train_batch_size", Choice((1, 2))),))
-    proposer = Tpe(space, allow, 0)
+def exhaust(
+    space: Space, check: Check = allow, mean: Callable[[int], float] = lambda _: 0.0
+) -> tuple[History, BudgetEnded]:
+    """All that a space proposes, and what ends that."""
+    proposer, history = Tpe(space, check, 0), History()
+    for number in itertools.count(1):
+        try:
+            proposal = proposer.propose(history, ())
+        except BudgetEnded as end:
+            return history, end
+        trial = make_trial(number, proposal=proposal, scores=(make_score(mean(number)),))
+        history = History(trials=(*history.trials, trial))
+    raise AssertionError
+
+
+def test_an_exhausted_space_ends_the_search() -> None:
+    history, end = exhaust(Space((Parameter("per_device_train_batch_size", Choice((1, 2))),)))
+    assert [p.recipe.train["per_device_train_batch_size"] for p in proposals(history)] in ([1, 2], [2, 1])
+    assert end.reason == "the search space is exhausted: every recipe in it was tried"
+    assert not end.pause, "the search is over: the sealed split may be opened"
+
+
+def test_pending_recipes_exhaust_a_space_too() -> None:
+    proposer = Tpe(Space((Parameter("per_device_train_batch_size", Choice((1, 2))),)), allow, 0)
     pending: list[Proposal] = []
     for _ in range(2):
         pending.append(proposer.propose(History(), pending))
-    assert {p.recipe.train["per_device_train_batch_size"] for p in pending} == {1, 2}
-    with pytest.raises(TrialFailed, match="every recipe of the search space was tried"):
+    with pytest.raises(BudgetEnded, match="every recipe in it was tried"):
         proposer.propose(History(), pending)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "mean"), [(14, lambda _: 0.0), (4, lambda number: number % 7 / 10)], ids=["equal", "different"]
+)
+def test_a_space_is_not_called_exhausted_while_a_recipe_is_left(ranks: int, mean: Callable[[int], float]) -> None:
+    """Chance and TPE alone would leave some points out."""
+    space = Space(
+        (
+            Parameter("finetuning_type", Choice(("lora", "full"))),
+            Parameter("lora_rank", Int(1, ranks), when=("finetuning_type", "lora")),
+            Parameter("per_device_train_batch_size", Choice((1, 2, 4, 8, 16, 32))),
+        )
+    )
+    history, _ = exhaust(space, mean=mean)
+    assert (
+        len({str(sorted(p.recipe.train.items())) for p in proposals(history)}) == (ranks + 1) * 6 == len(history.trials)
+    )
+    assert len(list(sweep(space, 0))) == len(history.trials)
+
+
+def test_what_is_refused_does_not_keep_a_space_from_its_end() -> None:
+    def no_two(recipe: Recipe) -> list[str]:
+        return ["2 is too many"] if recipe.train["per_device_train_batch_size"] == 2 else []
+
+    history, end = exhaust(Space((Parameter("per_device_train_batch_size", Choice((1, 2, 4))),)), no_two)
+    assert len(history.trials) == 2
+    assert end.reason == "the search space is exhausted: every valid recipe in it was tried"
 
 
 def test_trials_of_another_proposer_are_avoided_but_do_not_mislead() -> None:

@@ -50,7 +50,7 @@ PLAN = TrainingPlan(
     debug_timeout=60,
     full_timeout=3600,
 )
-GPU = msgspec.structs.replace(PLAN, device="cuda", template="qwen3_nothink", threads=8, workers=4)
+GPU = msgspec.structs.replace(PLAN, device="cuda", template="qwen3_nothink", threads=8, cores=4)
 RECIPES: dict[str, dict[str, Value]] = {
     "lora": {"lora_rank": 16, "lora_target": "q_proj,v_proj", "learning_rate": "2e-3", "warmup_steps": 10},
     "full": {"finetuning_type": "full", "num_train_epochs": 2, "per_device_train_batch_size": 32},
@@ -213,6 +213,15 @@ def test_the_harness_has_the_last_word_even_over_a_recipe_that_was_never_checked
     assert owned == {"output_dir": "/x/model", "report_to": "none", "trust_remote_code": False, "seed": 5}
 
 
+def test_large_data_is_tokenized_on_all_cores_and_small_data_on_one() -> None:
+    assert (GPU.workers, PLAN.workers) == (1, 1)
+    large = msgspec.structs.replace(GPU, data=msgspec.structs.replace(DATA, rows=50_000))
+    settings = config(Recipe(train={}), large, Path("/x/model"), mini=False)
+    assert settings["preprocessing_num_workers"] == 4
+    assert "preprocessing_num_workers" not in config(Recipe(train={}), large, Path("/x/model"), mini=True)
+    assert "preprocessing_num_workers" not in config(Recipe(train={}), GPU, Path("/x/model"), mini=False)
+
+
 def test_tiny_models_get_one_thread() -> None:
     assert threads_for(MODEL, 8) == 1
     assert threads_for(msgspec.structs.replace(MODEL, parameters=10**9), 8) == 8
@@ -317,6 +326,20 @@ def test_a_training_becomes_a_checkpoint(tmp_path: Path, plan: TrainingPlan, sta
     assert not train(Here(tmp_path / "full", stand_in), recipe(finetuning_type="full"), plan).adapter
 
 
+def test_weights_are_on_the_disk_before_anything_says_that_they_exist(
+    tmp_path: Path, plan: TrainingPlan, stand_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = set(), os.fsync
+
+    def spy(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr("os.fsync", spy)
+    model = Path(train(Here(tmp_path / "stage", stand_in), recipe(), plan).path)
+    assert {path.stat().st_ino for path in (*model.iterdir(), model, model.parent)} <= synced
+
+
 @pytest.mark.parametrize(
     ("behaviour", "kind", "words"),
     [
@@ -364,6 +387,16 @@ def test_a_mini_run_fills_its_batches_with_the_longest_rows_and_leaves_no_weight
     assert len(rows) == 8 * 2 * 3
     assert rows[0]["response"] == "1" * 19
     assert not (tmp_path / "stage/model").exists()
+
+
+def test_a_mini_run_does_not_cut_rows_at_characters_that_only_look_like_line_ends(
+    tmp_path: Path, plan: TrainingPlan, stand_in: Path
+) -> None:
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"prompt": "one\u2028two\x85three", "completion": "c"}) + "\n")
+    odd = msgspec.structs.replace(plan, data=write(recognise(tmp_path / "odd.jsonl"), tmp_path / "odd"))
+    mini_run(Here(tmp_path / "stage", stand_in), recipe(), odd, [])
+    lines = (tmp_path / "stage/data/mini.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    assert [json.loads(line)["prompt"] for line in lines] == ["one\u2028two\x85three"] * (8 * 3)
 
 
 def test_a_packed_mini_run_has_rows_to_fill_its_sequences(tmp_path: Path, plan: TrainingPlan, stand_in: Path) -> None:

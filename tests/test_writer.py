@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.errors import MachineError, TrialFailed
+from agent.errors import BudgetEnded, MachineError, TrialFailed
 from agent.llm import ChatModel, Endpoint, EndpointError, Price, Secret
 from agent.propose.digest import trials_text
 from agent.propose.writer import (
@@ -31,6 +33,19 @@ from tests.records_factory import make_comparison, make_failed, make_proposal, m
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
 
 KEY = "sk-test-0123456789abcdef"
+
+
+def defaults(train: Mapping[str, Value]) -> dict[str, Value]:
+    """As the fine-tuning scenario's: they depend on the method, and on another key."""
+    method = train.get("finetuning_type", "lora")
+    found: dict[str, Value] = {"finetuning_type": method, "learning_rate": 0.0001 if method == "lora" else 0.00001}
+    return found if "warmup_steps" in train else found | {"warmup_ratio": 0.1}
+
+
+def none(train: Mapping[str, Value]) -> dict[str, Value]:
+    return {}
+
+
 BRIEF = StudyBrief(
     dataset="demo/reverse",
     rows=3_000,
@@ -40,12 +55,14 @@ BRIEF = StudyBrief(
     model_facts={"parameters": "0.7 M"},
     benchmarks=(BenchmarkBrief(name="demo/reverse", description="Reverse digits.", answer_format="digits only"),),
     hardware="2 CPU cores",
-    defaults={"finetuning_type": "lora", "learning_rate": 0.0001},
+    defaults=defaults,
+    methods=({"finetuning_type": "lora"}, {"finetuning_type": "full"}),
     budget=lambda: "8 minutes",
 )
 ALLOWED = (
-    AllowedKey(name="learning_rate", type="float", default=1e-4, help="Step size.", bounds=(1e-6, 0.1)),
+    AllowedKey(name="learning_rate", type="float", default=5e-5, help="Step size.", bounds=(1e-6, 0.1)),
     AllowedKey(name="lora_rank", type="int", default=8, bounds=(1, None)),
+    AllowedKey(name="packing", type="bool", default=False),
     AllowedKey(name="finetuning_type", type="str", default="lora", choices=("lora", "full", "freeze")),
 )
 EMPTY = History(base=(make_score(0.013),))
@@ -79,10 +96,14 @@ def in_turn(*answers: ChatAnswer) -> Callable[[ChatRequest], ChatAnswer]:
     return lambda request: answers[min(request.number, len(answers)) - 1]
 
 
+def nap(seconds: float) -> None:
+    """A sleep that takes no time."""
+
+
 def writer(server: ChatServer, **options: Any) -> Writer:
     endpoint = Endpoint(base_url=server.url, key=Secret(KEY), model="test-model")
     price = Price(input=1.0, output=1.0)
-    model = ChatModel(endpoint, price, timeout=10, retries=options.pop("retries", 2), sleep=lambda _: None)
+    model = ChatModel(endpoint, price, timeout=10, retries=options.pop("retries", 2), sleep=options.pop("sleep", nap))
     settings: dict[str, Any] = {"brief": BRIEF, "check": check, "allowed": ALLOWED}
     return Writer(model, **(settings | options))
 
@@ -116,12 +137,16 @@ def test_the_prompt_holds_what_the_model_must_know() -> None:
         "demo/reverse 0.013 ± 0.009 (n=150)",
         "the base model, still unbeaten",
         "8 minutes",
-        "learning_rate (float, default 0.0001 from 1e-06 to 0.1): Step size.",
-        'finetuning_type (str, default "lora" one of ["lora", "full", "freeze"])',
+        "learning_rate (float from 1e-06 to 0.1): Step size.",
+        "lora_rank (int, default 8 from 1 to any)",
+        'finetuning_type (str one of ["lora", "full", "freeze"])',
+        'sets nothing: {"finetuning_type": "lora", "learning_rate": 0.0001, "warmup_ratio": 0.1}\n'
+        '  - with {"finetuning_type": "full"}: {"finetuning_type": "full", "learning_rate": 1e-05}\n',
         "a running change",
     ):
         assert part in prompt
     assert "x" * 601 not in prompt
+    assert "5e-05" not in prompt, "LLaMA-Factory's own default, which never holds"
 
 
 def test_it_learns_from_exact_errors_and_from_the_last_trial() -> None:
@@ -229,6 +254,40 @@ def test_a_dead_endpoint_is_no_finding_and_its_usage_is_kept() -> None:
     assert (caught.value.usage.calls, caught.value.usage.prompt_tokens) == (3, 100)
 
 
+@pytest.mark.parametrize("ending", [BudgetEnded, KeyboardInterrupt])
+def test_what_was_spent_before_the_call_ended_is_kept(ending: type[BaseException]) -> None:
+    """One reply is unusable; the second request fails once; before it is sent again, the call ends."""
+    dead = ChatAnswer(body=b'{"error": "late", "usage": {"prompt_tokens": 7}}', status=500)
+
+    def end(seconds: float) -> None:
+        raise ending("over")
+
+    with ChatServer(in_turn(ChatAnswer("prose"), dead)) as server, pytest.raises(ending) as caught:
+        writer(server, sleep=end).propose(EMPTY, ())
+    usage = caught.value.usage  # type: ignore[attr-defined]
+    assert (usage.calls, usage.prompt_tokens, usage.completion_tokens) == (2, 107, 20)
+    assert usage.cost == pytest.approx(127 / 1e6)
+
+
+def test_a_real_ctrl_c_carries_what_was_spent() -> None:
+    def answer(request: ChatRequest) -> ChatAnswer:
+        if request.number == 1:
+            return ChatAnswer("prose")
+        os.kill(os.getpid(), signal.SIGINT)
+        return ChatAnswer(delay=60)
+
+    with ChatServer(answer) as server, pytest.raises(KeyboardInterrupt) as caught:
+        writer(server).propose(EMPTY, ())
+    assert caught.value.usage.prompt_tokens == 100  # type: ignore[attr-defined]
+
+
+def test_a_transcript_that_cannot_be_written_loses_no_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="transcript") as caught:
+        propose(always(GOOD), transcript=tmp_path / "file" / "transcript.jsonl")
+    assert caught.value.usage.prompt_tokens == 100  # type: ignore[attr-defined]
+
+
 # Near-duplicates
 
 
@@ -240,6 +299,8 @@ def test_a_dead_endpoint_is_no_finding_and_its_usage_is_kept() -> None:
         {"learning_rate": "2e-3", "lora_rank": 16},
         {"learning_rate": 0.002, "lora_rank": 16, "finetuning_type": "lora"},
         {"learning_rate": 0.002, "lora_rank": 16, "lora_alpha": None},
+        {"learning_rate": 0.002, "lora_rank": 16, "warmup_ratio": 0.1},
+        {"learning_rate": 0.002, "lora_rank": 16, "packing": False},
     ],
 )
 def test_the_same_recipe_in_other_words_is_refused(again: dict[str, Value]) -> None:
@@ -257,20 +318,45 @@ def test_the_same_recipe_in_other_words_is_refused(again: dict[str, Value]) -> N
         assert "this recipe equals" in server.requests[1].messages[-1]["content"]
 
 
+@pytest.mark.parametrize(
+    ("tried", "other"),
+    [
+        ({"finetuning_type": "full"}, {"finetuning_type": "full", "learning_rate": 0.0001}),
+        ({"warmup_steps": 0}, {}),
+        ({"warmup_steps": 5}, {"warmup_steps": 5, "warmup_ratio": 0.1}),
+    ],
+)
+def test_defaults_are_those_of_the_recipe(tried: dict[str, Value], other: dict[str, Value]) -> None:
+    assert canonical(tried, defaults) != canonical(other, defaults)
+    full: dict[str, Value] = {"finetuning_type": "full"}
+    assert canonical(full, defaults) == canonical(full | {"learning_rate": "1e-5"}, defaults)
+
+
+def test_a_rate_that_only_another_method_has_by_default_is_accepted() -> None:
+    tried = make_trial(1, proposal=make_proposal(train={"finetuning_type": "full"}))
+    same = {"finetuning_type": "full", "learning_rate": 1e-5}
+    new = {"finetuning_type": "full", "learning_rate": 1e-4}
+    with ChatServer(in_turn(reply(same), reply(new))) as server:
+        proposal = writer(server).propose(History(trials=(tried,)), ())
+    assert proposal.recipe.train == new
+    assert "equals that of trial 1" in server.requests[1].messages[-1]["content"]
+
+
 def test_what_differs_is_no_duplicate() -> None:
-    defaults: dict[str, Value] = {"packing": True, "learning_rate": 0.0001}
+    def packed(train: Mapping[str, Value]) -> dict[str, Value]:
+        return {"packing": True, "learning_rate": 0.0001}
+
     recipes: list[dict[str, Value]] = [
         {},
         {"packing": False},
         {"packing": 1},
-        {"packing": None},
         {"learning_rate": 0.0002},
         {"lora_target": ["q", "k"]},
         {"lora_target": ["k", "q"]},
         {"lora_target": "q"},
     ]
-    assert len({canonical(recipe, defaults) for recipe in recipes}) == len(recipes)
-    assert canonical({"packing": True}, defaults) == canonical({}, defaults)
+    assert len({canonical(recipe, packed) for recipe in recipes}) == len(recipes)
+    assert canonical({"packing": True}, packed) == canonical({"packing": None}, packed) == canonical({}, packed)
 
 
 # The history in the prompt
@@ -278,7 +364,7 @@ def test_what_differs_is_no_duplicate() -> None:
 
 def test_a_failure_is_told_with_its_reason_and_shortened_log() -> None:
     trial = make_failed(1, reason="CUDA out of memory at batch 32", tail="noise\n" * 2_000 + "RuntimeError: boom")
-    text = trials_text(History(trials=(trial,)), {}, HISTORY)
+    text = trials_text(History(trials=(trial,)), none, HISTORY)
     assert "verdict: failed (train:oom): CUDA out of memory at batch 32" in text
     assert "    | RuntimeError: boom" in text
     assert "lesson: Batches above 16 do not fit." in text
@@ -290,15 +376,16 @@ def test_the_difference_to_the_parent_is_told() -> None:
     child = Proposal(
         hypothesis="h", change="c", author="t", parent=1, recipe=Recipe(train={"learning_rate": 0.004, "lora_rank": 4})
     )
-    defaults: dict[str, Value] = {"learning_rate": 0.0001}
-    text = trials_text(History(trials=(first, make_trial(2, proposal=child))), defaults, HISTORY)
+    full = make_trial(3, proposal=make_proposal(train={"finetuning_type": "full", "lora_rank": None}))
+    text = trials_text(History(trials=(first, make_trial(2, proposal=child), full)), defaults, HISTORY)
     assert "against the defaults: learning_rate 0.0001 -> 0.002; packing unset -> True" in text
     assert "against trial 1: learning_rate 0.002 -> 0.004; lora_rank unset -> 4; packing True -> unset" in text
+    assert "against the defaults: finetuning_type lora -> full; learning_rate 0.0001 -> 1e-05\n" in text
 
 
 def test_a_long_history_is_bounded_and_keeps_what_matters() -> None:
     trials = tuple(make_trial(number, 0.3, "tie", change=f"change-{number}.") for number in range(1, 2_001))
-    text = trials_text(History(trials=trials, best=2), {}, 20_000)
+    text = trials_text(History(trials=trials, best=2), none, 20_000)
     assert len(text) < 22_000
     assert "trial 2 (82 s)" in text, "the best is told in full"
     assert "trial 2000 (2080 s)" in text, "the newest is told in full"
@@ -335,7 +422,7 @@ def test_nothing_in_a_log_can_leave_its_block() -> None:
 def test_only_the_search_split_is_told() -> None:
     """The history's records hold nothing else; a comparison is told without the questions behind it."""
     comparison: Comparison = make_comparison(0.5, "better")
-    text = trials_text(History(trials=(make_trial(1, comparison=comparison),)), {}, HISTORY)
+    text = trials_text(History(trials=(make_trial(1, comparison=comparison),)), none, HISTORY)
     assert "questions" not in text
 
 
@@ -377,12 +464,6 @@ def test_the_transcript_tells_every_turn(tmp_path: Path) -> None:
     assert "refuses the API key" in turns[2]["error"]
 
 
-def test_a_transcript_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(MachineError, match="transcript"):
-        propose(always(GOOD), transcript=tmp_path / "file" / "transcript.jsonl")
-
-
 def test_the_schema_offers_the_allowed_keys_and_no_others() -> None:
     schema = reply_schema(ALLOWED)
     train = schema["properties"]["train"]
@@ -390,6 +471,7 @@ def test_the_schema_offers_the_allowed_keys_and_no_others() -> None:
     assert train["properties"] == {
         "learning_rate": {"type": "number", "minimum": 1e-6, "maximum": 0.1},
         "lora_rank": {"type": "integer", "minimum": 1},
+        "packing": {"type": "boolean"},
         "finetuning_type": {"enum": ["lora", "full", "freeze"]},
     }
 

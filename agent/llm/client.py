@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from agent.errors import BudgetEnded, UsageError
-from agent.llm.endpoint import Endpoint, EndpointError, Price
+from agent.llm.endpoint import Endpoint, EndpointError, Price, charge
 from agent.llm.reply import Reply, find_object, first_line, plain_text, without_thinking
 from agent.records import Usage
 
@@ -90,6 +90,7 @@ class ChatModel:
         timeout: Seconds for one request, from the first byte sent to the last byte read.
         retries: Further attempts after 429, 5xx or a lost connection.
         left: Seconds of the call's budget; no request and no pause outlasts it (None: no limit).
+        say: Told why and when a request is tried again.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class ChatModel:
         *,
         temperature: float = 0.7,
         left: Callable[[], float | None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         if endpoint.key and not (endpoint.key.reveal().isascii() and endpoint.key.reveal().isprintable()):
             raise UsageError(f"{endpoint.settings}_API_KEY holds characters that no key has", "copy the key again")
@@ -112,33 +114,38 @@ class ChatModel:
         self._sleep = sleep
         self._temperature = temperature
         self._left = left
+        self._say = say
         self._form = _Form(endpoint.urls())
         self._clients: dict[str, OpenAI] = {}
 
     def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None = None) -> Reply:
         """Ask once; with `schema`, the reply's data is a JSON object (which the caller still has to validate).
 
-        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over.
+        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over. These, and
+            KeyboardInterrupt too, carry in `usage` what all attempts consumed.
         """
         form = self._form if schema else msgspec.structs.replace(self._form, modes=("text",))
         usage, failures, timeouts = Usage(), 0, 0
-        while True:
-            answer = self._send(form, messages, schema)
-            usage += self._consumed(answer)
-            match self._judge(answer, form, wants_data=schema is not None):
-                case Reply() as reply:
-                    self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
-                    return msgspec.structs.replace(reply, usage=usage)
-                case _Form() as form:
-                    continue
-                case EndpointError() as error:
-                    error.usage = usage
-                    raise error
-                case _Again() as again:
-                    failures, timeouts = failures + 1, timeouts + again.timed_out
-                    if failures > self._retries or timeouts > 1:
-                        raise self._gave_up(failures, again.reason, usage)
-                    self._pause(failures, again.after)
+        try:
+            while True:
+                answer = self._send(form, messages, schema)
+                usage += self._consumed(answer)
+                match self._judge(answer, form, wants_data=schema is not None):
+                    case Reply() as reply:
+                        self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
+                        return msgspec.structs.replace(reply, usage=usage)
+                    case _Form() as form:
+                        continue
+                    case EndpointError() as refusal:
+                        raise refusal
+                    case _Again() as again:
+                        failures, timeouts = failures + 1, timeouts + again.timed_out
+                        if failures > self._retries or timeouts > 1:
+                            raise self._gave_up(failures, again.reason)
+                        self._pause(failures, again)
+        except BaseException as error:
+            charge(error, usage)
+            raise
 
     def _send(self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None) -> _Answer | _Lost:
         """One HTTP request, in a thread of its own: no socket timeout ends a reply that drips in byte by byte."""
@@ -268,19 +275,18 @@ class ChatModel:
         hint = f"check that {prefix}_MODEL={self.endpoint.model} is a chat model with enough context"
         return EndpointError(f"{where} refuses the request: {status} {said}", hint)
 
-    def _gave_up(self, attempts: int, reason: str, usage: Usage) -> EndpointError:
-        error = EndpointError(
+    def _gave_up(self, attempts: int, reason: str) -> EndpointError:
+        return EndpointError(
             f"{self.endpoint.address} gave no usable answer in {attempts} attempts; the last problem: {reason}",
             f"check that it is up and that {self.endpoint.settings}_API_BASE is right, then run the same command again",
         )
-        error.usage = usage
-        return error
 
-    def _pause(self, failures: int, after: float | None) -> None:
+    def _pause(self, failures: int, again: _Again) -> None:
         """Exponential back-off with jitter, or what the endpoint asked for; never more than a minute."""
         jitter = secrets.SystemRandom().uniform(0.5, 1.0)
-        seconds = min(after if after is not None else jitter * 2.0 ** min(failures, 10), MAX_PAUSE)
+        seconds = min(again.after if again.after is not None else jitter * 2.0 ** min(failures, 10), MAX_PAUSE)
         left = self._left()
+        self._say(self.endpoint.redact(f"{self.endpoint.address}: {again.reason}; trying again in {seconds:.0f} s"))
         self._sleep(seconds if left is None else max(0.0, min(seconds, left)))
 
 

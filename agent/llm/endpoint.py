@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agent.errors import MachineError, UsageError
 from agent.records import Usage
+
+if TYPE_CHECKING:
+    from agent.settings import Endpoint as Configured
 
 OPENAI_URL = "https://api.openai.com/v1"
 SHORTEST_SECRET = 8  # shorter "keys" are placeholders (EMPTY, none) and also common words
@@ -61,6 +65,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     key: Secret | None = None
     settings: str = "FT_CHAT"
 
+    @staticmethod
+    def of(configured: Configured) -> Endpoint:
+        """The endpoint that the settings name; UsageError if its base URL is none."""
+        key = Secret(configured.api_key) if configured.api_key else None
+        endpoint = Endpoint(model=configured.model, base_url=configured.base_url, key=key)
+        endpoint.urls()
+        return endpoint
+
     @property
     def address(self) -> str:
         """The base URL for people: without credentials and query."""
@@ -92,7 +104,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
             valid = False
         if not valid:
             raise UsageError(
-                f"{self.settings}_API_BASE={self.base_url!r} is not an http(s) URL",
+                f"{self.settings}_API_BASE is not an http(s) URL (its value, which may hold a password, is not shown)",
                 "write it as https://host/v1 or http://127.0.0.1:8000",
             )
         path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
@@ -107,3 +119,10 @@ class EndpointError(MachineError):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.usage = Usage()
+
+
+def charge(error: BaseException, usage: Usage) -> None:
+    """Add to `error.usage`, on whatever exception, what was consumed before it was raised."""
+    carrier: Any = error
+    carried = getattr(error, "usage", None)
+    carrier.usage = usage + carried if isinstance(carried, Usage) else usage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from agent.prompts import clip, one_line
 from agent.records import Comparison, History, Proposal, Score, Trial, Value
@@ -11,6 +11,9 @@ from agent.records import Comparison, History, Proposal, Score, Trial, Value
 TAIL = 1_200  # characters of a failed job's log, in full detail
 RECIPE = 1_500  # characters of a recipe
 PROSE = 300  # characters of a hypothesis, a reason or a lesson
+
+Defaults = Callable[[Mapping[str, Value]], Mapping[str, Value]]
+"""What holds where a recipe's keys say nothing; it depends on the keys that they set."""
 
 
 def scores_text(scores: Sequence[Score]) -> str:
@@ -41,7 +44,12 @@ def pending_text(pending: Sequence[Proposal]) -> str:
     )
 
 
-def trials_text(history: History, defaults: Mapping[str, Value], limit: int) -> str:
+def in_effect(train: Mapping[str, Value], defaults: Defaults) -> dict[str, Value]:
+    """What is trained with: the defaults, under the recipe's keys; null leaves a key to its default."""
+    return {**defaults(train), **{key: value for key, value in train.items() if value is not None}}
+
+
+def trials_text(history: History, defaults: Defaults, limit: int) -> str:
     """All finished trials in at most about `limit` characters.
 
     The newest are told in full, older ones in a line each, the oldest not at all; the best is always told in full.
@@ -75,12 +83,12 @@ def _comparison(comparison: Comparison) -> str:
     return f"{comparison.verdict}: {comparison.difference:+.3f} {interval} against {comparison.against}"
 
 
-def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults: Mapping[str, Value]) -> str:
+def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults: Defaults) -> str:
     lines = [f"trial {trial.number} ({trial.seconds:.0f} s)"]
     if (proposal := trial.proposal) is not None:
         parent = recipes.get(proposal.parent) if proposal.parent is not None else None
         against = f"trial {proposal.parent}" if parent is not None else "the defaults"
-        changed = _difference({**defaults, **proposal.recipe.train}, {**defaults, **(parent or {})})
+        changed = _difference(in_effect(proposal.recipe.train, defaults), in_effect(parent or {}, defaults))
         lines += [
             f"  hypothesis: {one_line(proposal.hypothesis, PROSE)}",
             f"  change: {one_line(proposal.change, PROSE)}",

@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from agent.errors import TrialFailed
+from agent.errors import BudgetEnded, TrialFailed
 from agent.propose import Check
 from agent.records import History, Proposal, Recipe, Trial, Value
-from agent.space import Choice, Float, Int, Space
+from agent.space import Choice, Float, Int, Parameter, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 START = 8
 """Recipes of the space-filling start: a power of two, so that they lie evenly."""
 ATTEMPTS = 50
-"""Draws before the space counts as exhausted."""
+"""Draws in which a new recipe is usually found."""
+SWEEP = 1_000
+"""Points, beyond those that were tried, that are looked through before the space counts as exhausted."""
 
 
 class Tpe:
@@ -44,7 +46,12 @@ class Tpe:
         self._seed = seed
 
     def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
-        """The next point that was not tried before; trials outside the space are avoided but teach TPE nothing."""
+        """The next point that was not tried before; trials outside the space are avoided but teach TPE nothing.
+
+        Raises:
+            BudgetEnded: The space holds no more valid recipes that are new.
+            TrialFailed: "proposal": of the points of the space that were looked at, none is valid.
+        """
         tried = [trial.proposal.recipe for trial in history.trials if trial.proposal]
         tried += [proposal.recipe for proposal in pending]
         within = sum(self._space.restrict(recipe.train) is not None for recipe in tried)
@@ -52,20 +59,24 @@ class Tpe:
         # While all scores are equal (often 0), a model of them would follow noise: keep covering the space.
         start = within < START or len(means) < 2
         points = design(self._space, self._seed) if start else self._ask(history, pending)
+        drawn = itertools.islice(points, ATTEMPTS + len(tried))
+        swept = itertools.islice(sweep(self._space, self._seed), SWEEP + len(tried))
         problems: list[str] = []
-        for _, values in zip(range(ATTEMPTS + len(tried)), points, strict=False):
+        for draw, values in enumerate(itertools.chain(drawn, swept)):
             recipe = Recipe(train={**self._space.fixed, **values})
             if recipe in tried:
                 continue
-            problems = self._check(recipe)
-            if not problems:
-                return self._describe(recipe, values, history, within if start else None)
-        raise TrialFailed(
-            "proposal",
-            f"the search space holds no more valid recipes that were not tried; last problem: {'; '.join(problems)}"
-            if problems
-            else "every recipe of the search space was tried",
-        )
+            found = self._check(recipe)
+            if not found:
+                why = self._why(history, within, start=start, swept=draw >= ATTEMPTS + len(tried))
+                return self._describe(recipe, values, history, why)
+            problems = found
+        if problems and not within:
+            raise TrialFailed(
+                "proposal", f"the search space holds no valid recipe; the last one's problem: {'; '.join(problems)}"
+            )
+        every = "every valid recipe" if problems else "every recipe"
+        raise BudgetEnded(f"the search space is exhausted: {every} in it was tried")
 
     def _ask(self, history: History, pending: Sequence[Proposal]) -> Iterator[dict[str, Value]]:
         """Points from TPE: multivariate, grouped by what is conditional; each unused one repels the next."""
@@ -119,15 +130,19 @@ class Tpe:
         domains = {p.key: _distribution(p.domain) for p in self._space.parameters if p.key in values}
         study.add_trial(optuna.create_trial(state=state, value=mean, params=dict(values), distributions=domains))
 
-    def _describe(self, recipe: Recipe, values: dict[str, Value], history: History, position: int | None) -> Proposal:
+    def _why(self, history: History, within: int, *, start: bool, swept: bool) -> str:
+        """How a point was found."""
+        if swept:
+            return "One of the last recipes of the search space"
+        if start and within < START:
+            return f"Space-filling start {within + 1} of {START}"
+        if start:
+            return f"Space-filling, point {within + 1}: no score stands out yet"
+        near = max((t for t in self._known(history) if t.mean is not None), key=lambda trial: trial.mean or 0.0)
+        return f"TPE, after {len(history.trials)} trials (the best, trial {near.number}, scored {near.mean:.3f})"
+
+    def _describe(self, recipe: Recipe, values: dict[str, Value], history: History, why: str) -> Proposal:
         best = next((trial for trial in history.trials if trial.number == history.best), None)
-        if position is None:
-            near = max((t for t in self._known(history) if t.mean is not None), key=lambda trial: trial.mean or 0.0)
-            why = f"TPE, after {len(history.trials)} trials (the best, trial {near.number}, scored {near.mean:.3f})"
-        elif position < START:
-            why = f"Space-filling start {position + 1} of {START}"
-        else:
-            why = f"Space-filling, point {position + 1}: no score stands out yet"
         before = best.proposal.recipe.train if best and best.proposal else {}
         change = {key: value for key, value in values.items() if before.get(key) != value}
         return Proposal(
@@ -161,6 +176,27 @@ def design(space: Space, seed: int) -> Iterator[dict[str, Value]]:
             for parameter in space.walk(values):
                 values[parameter.key] = parameter.domain.at(position[parameter.key])
             yield values
+
+
+def sweep(space: Space, seed: int) -> Iterator[dict[str, Value]]:
+    """Every point of a space of whole numbers and choices, once; `design` where there are real numbers."""
+    if any(isinstance(parameter.domain, Float) for parameter in space.parameters):
+        return design(space, seed)
+    return _grid({}, space.parameters)
+
+
+def _grid(values: dict[str, Value], parameters: Sequence[Parameter]) -> Iterator[dict[str, Value]]:
+    """`values`, continued by every combination of the parameters that are active."""
+    if not parameters:
+        yield values
+        return
+    first, *rest = parameters
+    if not first.active(values):
+        yield from _grid(values, rest)
+    elif not isinstance(first.domain, Float):
+        domain = first.domain
+        for value in domain.values if isinstance(domain, Choice) else range(domain.low, domain.high + 1):
+            yield from _grid({**values, first.key: value}, rest)
 
 
 def sobol_pair(index: int, shift: int = 0, other_shift: int = 0) -> tuple[float, float]:

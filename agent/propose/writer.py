@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from agent.errors import MachineError, TrialFailed
-from agent.llm import ChatModel, EndpointError, Message, Reply
+from agent.llm import ChatModel, EndpointError, Message, Reply, charge
 from agent.prompts import clip, one_line, printable, render
 from agent.propose import Check
-from agent.propose.digest import best_text, pending_text, scores_text, trials_text
+from agent.propose.digest import Defaults, best_text, in_effect, pending_text, scores_text, trials_text
 from agent.records import History, Proposal, Recipe, Scalar, Usage, Value
 
 HISTORY = 24_000  # characters of the prompt for the finished trials
@@ -41,7 +41,8 @@ class StudyBrief(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         examples: A few training rows as text.
-        defaults: The recipe keys that hold where a proposal sets nothing.
+        defaults: What holds where the keys of a recipe say nothing.
+        methods: Recipes whose defaults differ; the model is told the defaults of each.
         budget: What is left of the call's budget, in words; asked anew for each proposal.
     """
 
@@ -51,14 +52,18 @@ class StudyBrief(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     benchmarks: tuple[BenchmarkBrief, ...]
     hardware: str
-    defaults: dict[str, Value]
+    defaults: Defaults
+    methods: tuple[dict[str, Value], ...] = ()
     model_facts: dict[str, str] = {}
     examples: tuple[str, ...] = ()
     budget: Callable[[], str] = lambda: "no limit"
 
 
 class AllowedKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A recipe key that the model may set; `bounds` are the smallest and the largest value, None where open."""
+    """A recipe key that the model may set; `bounds` are the smallest and the largest value, None where open.
+
+    `default` is the training program's own; it holds only where `StudyBrief.defaults` says nothing.
+    """
 
     name: str
     type: Literal["bool", "int", "float", "str", "list"]
@@ -120,20 +125,28 @@ class Writer:
         return f"llm:{self._model.endpoint.model}"
 
     def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
-        """The next proposal; raises ProposalFailed after too many unusable replies, EndpointError, BudgetEnded."""
+        """The next proposal; raises ProposalFailed after too many unusable replies, EndpointError, BudgetEnded.
+
+        Whatever leaves it, KeyboardInterrupt included, carries in `usage` what was consumed until then.
+        """
         messages = self._opening(history, pending)
         usage = Usage()
         problems: list[str] = []
         text = ""
-        for turn in range(1 + self._repairs):
-            if turn:
-                messages += _repair_turn(text, problems, last=turn == self._repairs)
-            reply = self._ask(messages, usage)
-            usage += reply.usage
-            text = reply.text
-            proposal, problems = self._read(reply, history, pending)
-            if proposal is not None:
-                return msgspec.structs.replace(proposal, usage=usage)
+        try:
+            for turn in range(1 + self._repairs):
+                if turn:
+                    messages += _repair_turn(text, problems, last=turn == self._repairs)
+                reply = self._ask(messages)
+                usage += reply.usage
+                text = reply.text
+                self._record(messages, {"reply": text, "problem": reply.problem, "usage": reply.usage})
+                proposal, problems = self._read(reply, history, pending)
+                if proposal is not None:
+                    return msgspec.structs.replace(proposal, usage=usage)
+        except BaseException as error:
+            charge(error, usage)
+            raise
         reason = f"no valid proposal in {1 + self._repairs} replies; the last one: {_shortened(problems)}"
         raise ProposalFailed(one_line(reason, 4 * PROSE), clip(printable(text), BAD_REPLY), usage)
 
@@ -142,8 +155,8 @@ class Writer:
         system = render(
             "propose_system",
             brief=_bounded(brief),
-            keys=_keys_text(self._allowed),
-            defaults=json.dumps(brief.defaults, ensure_ascii=False),
+            keys=_keys_text(self._allowed, {key for method in _methods(brief) for key in brief.defaults(method)}),
+            defaults=defaults_text(brief),
             examples="\n".join(clip(one_line(row, 10 * EXAMPLE), EXAMPLE) for row in brief.examples[:EXAMPLES]),
         )
         user = render(
@@ -156,15 +169,12 @@ class Writer:
         )
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
-    def _ask(self, messages: list[Message], spent: Usage) -> Reply:
+    def _ask(self, messages: list[Message]) -> Reply:
         try:
-            reply = self._model.complete(messages, self._schema)
+            return self._model.complete(messages, self._schema)
         except EndpointError as error:
-            error.usage = spent + error.usage
             self._record(messages, {"error": str(error)})
             raise
-        self._record(messages, {"reply": reply.text, "problem": reply.problem, "usage": reply.usage})
-        return reply
 
     def _read(self, reply: Reply, history: History, pending: Sequence[Proposal]) -> tuple[Proposal | None, list[str]]:
         """A proposal, or the problems that the model is told."""
@@ -192,14 +202,17 @@ class Writer:
 
     def _repeats(self, recipe: Recipe, history: History, pending: Sequence[Proposal]) -> list[str]:
         """That a recipe was tried before, or is being tried."""
-        defaults = self._brief.defaults
-        wanted = canonical(recipe.train, defaults)
+        wanted = canonical(recipe.train, self._defaults)
         for trial in history.trials:
-            if trial.proposal is not None and canonical(trial.proposal.recipe.train, defaults) == wanted:
+            if trial.proposal is not None and canonical(trial.proposal.recipe.train, self._defaults) == wanted:
                 return [f"this recipe equals that of trial {trial.number} ({trial.verdict}); propose another one"]
-        if any(canonical(other.recipe.train, defaults) == wanted for other in pending):
+        if any(canonical(other.recipe.train, self._defaults) == wanted for other in pending):
             return ["this recipe equals one that is still running; propose another one"]
         return []
+
+    def _defaults(self, train: Mapping[str, Value]) -> dict[str, Value]:
+        """The brief's defaults over the training program's own."""
+        return {**{key.name: key.default for key in self._allowed}, **self._brief.defaults(train)}
 
     def _record(self, messages: list[Message], outcome: dict[str, object]) -> None:
         if self._transcript is None:
@@ -235,12 +248,27 @@ def reply_schema(allowed: Sequence[AllowedKey]) -> dict[str, Any]:
     }
 
 
-def canonical(train: Mapping[str, Value], defaults: Mapping[str, Value]) -> str:
-    """One text for all ways to write a recipe: defaults and order do not count, and 1.0 is 1."""
-    plain = {key: _plain_number(value) for key, value in train.items()}
-    usual = {key: _plain_number(value) for key, value in defaults.items()}
-    told = {key: value for key, value in plain.items() if repr(value) != repr(usual.get(key))}
-    return json.dumps(told, sort_keys=True)
+def canonical(train: Mapping[str, Value], defaults: Defaults) -> str:
+    """One text for all ways to write a recipe: a default may be written or not, order does not count, and 1.0 is 1."""
+    plain = {key: _plain_number(value) for key, value in in_effect(train, defaults).items()}
+    return json.dumps({key: value for key, value in plain.items() if value is not None}, sort_keys=True)
+
+
+def defaults_text(brief: StudyBrief) -> str:
+    """The defaults of an empty recipe, then for each method what is different with it."""
+    usual = brief.defaults({})
+    lines = [json.dumps(usual, ensure_ascii=False)]
+    for method in brief.methods:
+        found = {**brief.defaults(method), **method}
+        other = {key: value for key, value in found.items() if usual.get(key) != value}
+        other |= {key: None for key in usual if key not in found}
+        if other:
+            lines.append(f"  - with {json.dumps(method, ensure_ascii=False)}: {json.dumps(other, ensure_ascii=False)}")
+    return "\n".join(lines)
+
+
+def _methods(brief: StudyBrief) -> tuple[dict[str, Value], ...]:
+    return ({}, *brief.methods)
 
 
 def _plain_number(value: Value) -> Value:
@@ -267,23 +295,28 @@ def _key_schema(key: AllowedKey) -> dict[str, Any]:
     return schema
 
 
-def _keys_text(allowed: Sequence[AllowedKey]) -> str:
-    """One line a key; where there are too many, the help is shortened before names are."""
+def _keys_text(allowed: Sequence[AllowedKey], overruled: Set[str]) -> str:
+    """One line a key; where there are too many, the help is shortened before names are.
+
+    Args:
+        overruled: Keys whose own default never holds; it is left out.
+    """
     text = ""
     for help_length in (200, 80, 0):
-        text = "\n".join(_key_line(key, help_length) for key in allowed)
+        text = "\n".join(_key_line(key, help_length, told=key.name not in overruled) for key in allowed)
         if len(text) <= KEYS:
             break
     return clip(text, KEYS)
 
 
-def _key_line(key: AllowedKey, help_length: int) -> str:
+def _key_line(key: AllowedKey, help_length: int, *, told: bool) -> str:
     low, high = key.bounds
     values = f" one of {json.dumps(list(key.choices))}" if key.choices else ""
     if low is not None or high is not None:
         values += f" from {'any' if low is None else f'{low:g}'} to {'any' if high is None else f'{high:g}'}"
     about = f": {clip(one_line(key.help, 1_000), help_length)}" if help_length and key.help else ""
-    return f"{key.name} ({key.type}, default {json.dumps(key.default)}{values}){about}"
+    default = f", default {json.dumps(key.default)}" if told else ""
+    return f"{key.name} ({key.type}{default}{values}){about}"
 
 
 def _bounded(brief: StudyBrief) -> StudyBrief:

@@ -227,14 +227,19 @@ def _bar(now: _Now | None) -> RenderableType:
 
 
 def _stage_line(trial: int, stage: str, outcome: str, seconds: float, last_words: str) -> Text:
-    mark, style = MARKS.get(outcome, ("✓", "green"))
+    mark, style = MARKS.get(outcome, ("!", "yellow"))
     said = "kept from an earlier call" if outcome == "kept" else words.duration(seconds)
     if outcome not in {"done", "kept"}:
         said = f"{words.clean(outcome, 40)} after {said}"
-    detail = f"{stage:<10}{said:<12}{last_words}".rstrip()
+    detail = f"{stage:<10}{said:<11}" + _kept_words(outcome, last_words)
     line = Text.assemble((f"  {mark} ", style), (f"{words.subject(trial):<9}  {detail}", "dim"))
     line.no_wrap = True
     return line
+
+
+def _kept_words(outcome: str, last_words: str) -> str:
+    """What a stage said last, where it stays true afterwards: a loss does, "1/150 questions" does not."""
+    return f" {last_words}".rstrip() if outcome != "done" or "loss" in last_words else ""
 
 
 def _trial_line(trial: Trial, width: int) -> Text:

@@ -104,7 +104,7 @@ def _result(report: StudyReport, base_path: str | None) -> str:
         return "\n\n".join(["## Result", *_nobody(report)])
     parts = [
         "## Result",
-        f"The winner is **trial {best.number}**: {words.markdown(words.change(best.proposal, 200))}.",
+        f"The winner is **trial {best.number}**: {words.markdown(words.recipe(best.proposal), 300)}.",
         _splits(report, best),
         _sealed(report),
     ]

@@ -104,14 +104,16 @@ def _shown(report: StudyReport) -> Sequence[Trial]:
 
 def _trial_row(table: Table, trial: Trial, *, winner: bool) -> None:
     style = words.STYLES.get(words.outcome(trial), "")
+    reason = ""
     if trial.comparison:
         decision = Text(words.relation(trial.comparison), style=style)
         detail = words.difference(trial.comparison)
     else:
         decision = Text("failed", style=style)
         detail = words.FAILURES[trial.failure.kind] if trial.failure else ""
+        reason = words.clean(trial.failure.reason, TRIED) if trial.failure else ""
     tried = Text(words.change(trial.proposal, TRIED) or "(no proposal)", style="bold" if winner else "")
-    why = words.hypothesis(trial.proposal, TRIED) or (words.clean(trial.failure.reason, TRIED) if trial.failure else "")
+    why = reason or words.hypothesis(trial.proposal, TRIED)
     table.add_row(
         Text(f"{'*' if winner else ''}{trial.number}", style="bold" if winner else ""),
         Text("\n").join([tried, Text(why, style="dim")]),
@@ -127,13 +129,23 @@ def _facts(report: StudyReport, report_path: str | None) -> list[tuple[str, list
     if report_path:
         facts.append(("report", [Text(report_path)]))
     facts.append(("proposer", [Text(words.usage(report.usage))]))
-    facts.append(("go on", [Text("give the same command again: it continues this study and repeats nothing")]))
+    facts.append(("go on", [Text(_go_on(report))]))
     return facts
+
+
+def _go_on(report: StudyReport) -> str:
+    if "at the ceiling" in report.ending:
+        return "nothing more can be proven here; --loop_n N tries N more recipes all the same"
+    if "too short" in report.ending:
+        return "the same command with more --timeout"
+    if report.ending.startswith("running"):
+        return "Ctrl-C in its terminal stops it cleanly"
+    return "give the same command again: it continues this study and repeats nothing"
 
 
 def _won(report: StudyReport, best: Trial) -> list[tuple[str, list[Text]]]:
     facts = [
-        ("winner", [Text(f"trial {best.number}: {words.change(best.proposal, 200)}", style="bold green")]),
+        ("winner", [Text(f"trial {best.number}: {words.recipe(best.proposal)}", style="bold green")]),
         ("search", _pairs(best.scores, report.base)),
     ]
     if report.sealed:
@@ -186,7 +198,10 @@ def _use(console: Console, report: StudyReport, base_path: str | None) -> None:
         return
     snippet = use.python_snippet(report.output, best.checkpoint.adapter)
     serve = use.serve_command(report.output, best, base_path or report.identity.model)
-    for title, command in (("use it from Python:", snippet), ("or serve it:", serve)):
+    for title, command in (
+        ("use it from Python, where transformers and peft are installed:", snippet),
+        ("or serve it:", serve),
+    ):
         console.print()
         console.print(Text(f" {title}", style="dim"))
         for line in command.split("\n"):

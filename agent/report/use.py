@@ -28,9 +28,9 @@ def python_snippet(path: str, adapter: bool) -> str:
             *imports,
             f"path = {path!r}",
             f"model, tokenizer = {name}.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
-            'chat = [{"role": "user", "content": "..."}]',
-            "prompt = tokenizer.apply_chat_template("
-            'chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+            'chat = [{"role": "user", "content": "<what you ask>"}]',
+            'as_tensors = dict(add_generation_prompt=True, return_tensors="pt", return_dict=True)',
+            "prompt = tokenizer.apply_chat_template(chat, **as_tensors)",
             "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=512)[0]))",
         ]
     )

@@ -161,6 +161,12 @@ def change(proposal: Proposal | None, limit: int = 100) -> str:
     return clean(proposal.change, limit) if proposal else ""
 
 
+def recipe(proposal: Proposal | None, limit: int = 300) -> str:
+    """What was really trained with, key by key, whatever the proposer called it."""
+    settings = sorted(proposal.recipe.train.items()) if proposal else []
+    return clean(", ".join(f"{key} {value}" for key, value in settings), limit)
+
+
 def hypothesis(proposal: Proposal | None, limit: int = 200) -> str:
     """Why the proposer thought that it would help, in one line."""
     return clean(proposal.hypothesis, limit) if proposal else ""
@@ -216,7 +222,7 @@ def openings(number: int, trials: Iterable[Trial]) -> str:
     compared = sum(trial.comparison is not None for trial in trials)
     of = f"for the best of {count(compared, 'candidate')}"
     if number <= 1:
-        return f"sealed until the search ended, opened once, {of}"
+        return f"sealed from the search, opened once, {of}"
     return (
         f"{of}; the test split has been opened for {number} winners by now, "
         "so read the interval as optimistic: only the first look was clean"

@@ -71,7 +71,7 @@ class Environments:
         except OSError as error:
             raise MachineError(
                 f"cannot make {self._root} for the {name} environment: {error.strerror}",
-                "make it writable, or set XDG_CACHE_HOME to a directory that is",
+                "make it writable, or set FT_ENVIRONMENTS to a directory that is",
             ) from None
         with _locked(directory.with_name(directory.name + ".lock"), name, say) as lock:
             if not _complete(directory):
@@ -117,7 +117,7 @@ class Environments:
             raise MachineError(
                 f"the {name} environment needs about {NEEDED_BYTES >> 30} GB in {self._root}, "
                 f"where {free / 2**30:.1f} GB are free",
-                "free some space, or set XDG_CACHE_HOME to a directory on a larger disk",
+                "free some space, or set FT_ENVIRONMENTS to a directory on a larger disk",
             )
 
     def _directory(self, name: EnvironmentName) -> Path:

@@ -26,6 +26,12 @@ _MARGIN = 10.0
 """Seconds beyond the grace within which the supervisor must have ended everything."""
 
 
+_INHERITED = frozenset(
+    {"LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
+)
+"""What a job gets of the user's environment. Names in full, no prefixes: NVIDIA_API_KEY is a secret."""
+
+
 class Interpreters(Protocol):
     """What the runner needs of `agent.run.environments.Environments`."""
 
@@ -124,11 +130,7 @@ class LocalRunner:
         """The job's whole environment: an allow-list, so that no key of the user's reaches it."""
         home = Path(job.cwd) / ".home"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if key in {"LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES"} or key.startswith("NVIDIA_")
-        }
+        inherited = {key: value for key, value in os.environ.items() if key in _INHERITED}
         if self._gpus is not None:  # counted as nvidia-smi does, which is not CUDA's own order
             visible = "" if self._gpus == "none" else self._gpus
             inherited |= {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

@@ -54,6 +54,7 @@ class Request:
         generation: Decoding settings that replace the task's own.
         questions: JSONL of {"id", "row"}. shots: JSONL of rows for few-shot examples.
         metric, filter: Which of the task's numbers is the score, and after which of its filters.
+        device, dtype: What to compute on and in, no other: "cpu" or "cuda"; a name of torch ("float32").
         output: Directory to write to.
     """
 
@@ -63,6 +64,8 @@ class Request:
     output: str
     metric: str
     filter: str
+    device: str
+    dtype: str
     fewshot: int = 0
     adapter: str | None = None
     written_by: str | None = None
@@ -132,9 +135,10 @@ def answer(request: Request, questions: list[dict[str, Any]]) -> tuple[list[dict
     """Answers in the order of the questions, and the settings they were made with."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(request, device)
-    batch = batch_size(model.model.num_parameters(), device)
+    if request.device == "cuda" and not torch.cuda.is_available():
+        raise CannotScore("No CUDA GPUs are available, and this score is to be made on one")
+    model = load_model(request)
+    batch = batch_size(model.model.num_parameters(), request.device)
     model.set_cache_hook(Counter(Path(request.output) / "progress", len(questions)))
     while True:
         model.batch_size_per_gpu = batch
@@ -158,7 +162,7 @@ def answer(request: Request, questions: list[dict[str, Any]]) -> tuple[list[dict
         "generation": generation,
         "chat_template": _template_hash(model.tokenizer.chat_template),
         "truncated": sum(len(model.tok_encode(prompt)) > room for prompt in prompts.values()),
-        "device": device,
+        "device": model.device.type,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "batch_size": batch,
         "versions": {package: version(package) for package in PACKAGES},
@@ -166,7 +170,7 @@ def answer(request: Request, questions: list[dict[str, Any]]) -> tuple[list[dict
     return per_question(samples, questions, request), settings
 
 
-def load_model(request: Request, device: str) -> Any:
+def load_model(request: Request) -> Any:
     """lm-eval's wrapper of the model, set to plain greedy decoding."""
     from lm_eval.models.huggingface import HFLM
     from transformers import GenerationConfig
@@ -174,8 +178,8 @@ def load_model(request: Request, device: str) -> Any:
     model = HFLM(
         pretrained=request.model,
         peft=request.adapter,
-        device=device,
-        dtype="float32" if device == "cpu" else "bfloat16",
+        device=request.device,
+        dtype=request.dtype,
         batch_size=1,
         trust_remote_code=False,
     )

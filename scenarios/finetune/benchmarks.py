@@ -1,6 +1,7 @@
 """The benchmarks that can be named in FT_BENCHMARK_DATASETS, one registry row each, and any lm-eval task YAML by path.
 
-Their data lies under <workspace>/benchmarks/<name>/{train,test}.jsonl; what is missing there is downloaded once.
+Their data lies under <workspace>/benchmarks/<name>/{train,test}.jsonl; what is missing there is downloaded once, and
+laid there.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from agent.errors import UsageError
 from agent.resources import resource
 from scenarios.finetune import rows
 from scenarios.finetune.demo import BENCHMARK_FILE
+from scenarios.finetune.files import replacing
 from scenarios.finetune.rows import Row
 from scenarios.finetune.splits import Halves, halve
 from scenarios.finetune.tasks import LocalTask, read_task
 
-Fetch = Callable[[str, Path], Path]
-"""Download a data set of the hub (by its id, towards a directory); where its files lie now."""
+Fetch = Callable[[str], Path]
+"""Download a data set of the hub, by its id; where its files lie now."""
 
 OPENCOMPASS = ("aime25", "aime24", "mmlu", "math")
 """Short names that need OpenCompass, which this version cannot run yet."""
@@ -41,7 +43,7 @@ class Benchmark:
         task: For docker/bench/score.py: {"shipped": ...}, {"file": ...} or {"config": ...}.
         generation: Decoding settings that replace the task's own.
         halves: Its questions, already split. shots: rows for few-shot examples.
-        directories: What the task's own files need besides.
+        sources: The files of a task of the user's own: all that a job needs of it besides the questions.
         fingerprint: Hash of questions, examples, task and lm-eval version.
     """
 
@@ -55,7 +57,7 @@ class Benchmark:
     generation: dict[str, Any]
     halves: Halves
     shots: tuple[Row, ...] = ()
-    directories: tuple[Path, ...] = ()
+    sources: tuple[Path, ...] = ()
     fingerprint: str
 
 
@@ -138,7 +140,8 @@ def require_known(name: str) -> None:
     """UsageError for a name that no benchmark can have; reads no data and downloads nothing."""
     if name in REGISTRY or name.endswith((".yaml", ".yml")):
         return
-    available = f"available: {', '.join(REGISTRY)}, or the path of an lm-eval task YAML"
+    anywhere = ", ".join(name for name, entry in REGISTRY.items() if entry.dataset)
+    available = f"set FT_BENCHMARK_DATASETS; available: {anywhere}, or the path of an lm-eval task YAML"
     if name in OPENCOMPASS:
         raise UsageError(f"benchmark {name} needs OpenCompass, which this version cannot run yet", available)
     near = difflib.get_close_matches(name, [*REGISTRY, *OPENCOMPASS], n=1)
@@ -150,8 +153,9 @@ def _resolve(name: str, root: Path, fetch: Fetch, demo: Path | None) -> Benchmar
         entry = REGISTRY[name]
         if entry.dataset is None:
             return _registered(name, entry, _demo_rows(name, demo), ())
-        files = _files(name, entry, root / "benchmarks" / name, fetch)
-        return _registered(name, entry, _rows(files["test"]), _rows(files["train"]))
+        directory = root / "benchmarks" / name
+        _lay(name, entry, directory, fetch)
+        return _registered(name, entry, _rows([directory / "test.jsonl"]), _rows([directory / "train.jsonl"]))
     return _local(read_task(Path(name).expanduser()))
 
 
@@ -183,9 +187,9 @@ def _local(task: LocalTask) -> Benchmark:
         filter=task.filter,
         task={"file": str(task.path)},
         generation={},
-        halves=halve(task.questions, name=task.name, question=None),
+        halves=halve(task.questions, name=task.name, question=task.question),
         shots=task.shots,
-        directories=task.directories,
+        sources=tuple(map(Path, task.sources)),
         fingerprint=_fingerprint(
             task.config, sorted(task.sources.values()), task.metric, task.filter, task.questions, task.shots
         ),
@@ -205,21 +209,24 @@ def _demo_rows(name: str, demo: Path | None) -> list[Row]:
     return _rows([demo / BENCHMARK_FILE])
 
 
-def _files(name: str, entry: Entry, directory: Path, fetch: Fetch) -> dict[str, list[Path]]:
-    """Its train and test files, downloaded first where the workspace does not have both."""
-    laid = {split: [directory / f"{split}.jsonl"] for split in ("train", "test")}
-    if all(file.is_file() for files in laid.values() for file in files):
-        return laid
+def _lay(name: str, entry: Entry, directory: Path, fetch: Fetch) -> None:
+    """Write the train and test file that `directory` lacks; one that is there already stays as it is."""
+    missing = [split for split in ("train", "test") if not (directory / f"{split}.jsonl").is_file()]
+    if not missing:
+        return
     assert entry.dataset is not None
-    fetched = fetch(entry.dataset, directory)
-    found = {split: _of_split(fetched, split, entry.subset) for split in laid}
-    for split, files in found.items():
-        if not files:
+    fetched = fetch(entry.dataset)
+    for split in missing:
+        file = directory / f"{split}.jsonl"
+        if not (found := _of_split(fetched, split, entry.subset)):
             raise UsageError(
                 f"benchmark {name}: the data set {entry.dataset} in {fetched} has no file of the {split} split",
-                f"lay it there by hand: {laid[split][0]}, one object with question and answer a line",
+                f"lay it there by hand: {file}, one object with question and answer a line",
             )
-    return found
+        laid = _rows(found)
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as target:
+            target.writelines(json.dumps(row) + "\n" for row in laid)
 
 
 def _of_split(directory: Path, split: str, subset: str) -> list[Path]:

@@ -10,14 +10,14 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 
 from agent.errors import UsageError
+from scenarios.finetune.files import replacing
 from scenarios.finetune.rows import SUFFIXES, Row, read, suffix
 
 ROLES = ("prompt", "query", "response", "system", "messages")
@@ -41,6 +41,7 @@ TRAIN = {"train", "training"}
 HELD_OUT = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"}
 NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 PREFERRED = ("main", "default", "all")  # of several configurations that overlap
+DONE = "prepared.json"  # written last
 SAMPLED = 50
 LONGEST = 64
 
@@ -119,15 +120,13 @@ def write(dataset: Dataset, directory: Path) -> Prepared:
         UsageError: A file cannot be read, or no row is usable.
     """
     digest = _fingerprint(dataset)
-    done = directory / "prepared.json"
-    if done.exists():
-        kept = msgspec.json.decode(done.read_bytes(), type=Prepared)
-        if kept.fingerprint == digest and (directory / "train.jsonl").exists() and kept.longest.exists():
-            return msgspec.structs.replace(kept, directory=str(directory))
+    if (kept := _kept(directory)) is not None and kept.fingerprint == digest:
+        return kept
     directory.mkdir(parents=True, exist_ok=True)
     rows = dropped = 0
     longest: list[tuple[int, int, str]] = []
-    with _replacing(directory / "train.jsonl") as target:
+    (directory / DONE).unlink(missing_ok=True)  # from here on, what it says is not what lies beside it
+    with replacing(directory / "train.jsonl") as target:
         for canonical in _canonical_rows(dataset):
             if canonical is None:
                 dropped += 1
@@ -142,9 +141,10 @@ def write(dataset: Dataset, directory: Path) -> Prepared:
             f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
             f"columns used: {_as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
         )
-    with _replacing(directory / "longest.jsonl") as target:
+    with replacing(directory / "longest.jsonl") as target:
         target.writelines(f"{line}\n" for _, _, line in sorted(longest, reverse=True))
-    (directory / "dataset_info.json").write_text(json.dumps(info(dataset.columns), indent=2) + "\n")
+    with replacing(directory / "dataset_info.json") as target:
+        target.write(json.dumps(info(dataset.columns), indent=2) + "\n")
     prepared = Prepared(
         directory=str(directory),
         name="train",
@@ -154,8 +154,20 @@ def write(dataset: Dataset, directory: Path) -> Prepared:
         format=dataset.format,
         left_out=dataset.left_out,
     )
-    done.write_bytes(msgspec.json.encode(prepared))
+    with replacing(directory / DONE) as target:
+        target.write(msgspec.json.encode(prepared).decode())
     return prepared
+
+
+def _kept(directory: Path) -> Prepared | None:
+    """What was written here before; None where it is not all there, or cannot be read."""
+    try:
+        kept = msgspec.json.decode((directory / DONE).read_bytes(), type=Prepared)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    kept = msgspec.structs.replace(kept, directory=str(directory))
+    files = (directory / "train.jsonl", directory / "dataset_info.json", kept.longest)
+    return kept if all(file.exists() for file in files) else None
 
 
 def info(columns: Mapping[str, str], name: str = "train") -> dict[str, Any]:
@@ -317,15 +329,6 @@ def _fingerprint(dataset: Dataset) -> str:
         with Path(file).open("rb") as source:
             digest.update(hashlib.file_digest(source, "sha256").digest())
     return digest.hexdigest()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """Open a text file for writing that takes its name only when it is complete."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8", errors="replace") as file:
-        yield file
-    partial.replace(path)
 
 
 def _as_option(columns: Mapping[str, str]) -> str:

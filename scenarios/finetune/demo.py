@@ -14,14 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from agent.errors import MachineError, UsageError
+from agent.errors import MachineError
 from agent.resources import resource
 from agent.run import Job, Mount
 from scenarios import Bench
+from scenarios.finetune.files import MARKER, install, replacing, require_ours, scratch
 
 MODEL = "demo/tiny"
 TRAIN_FILE, BENCHMARK_FILE = "train.jsonl", "benchmark.jsonl"
-MARKER = "made_by_ftloop.json"
 DEADLINE = 600.0  # seconds; it takes about 5
 
 
@@ -43,15 +43,33 @@ DEMO = {"demo/reverse": Demo(summary="reverse eight digits", train_rows=2000, be
 
 
 def make_data(directory: Path, name: str = "demo/reverse") -> None:
-    """Write `train.jsonl` and `benchmark.jsonl` (columns question, answer; all strings); no row is in both."""
-    demo = DEMO[name]
-    rows = _reversals()
-    directory.mkdir(parents=True, exist_ok=True)
-    for file, count in ((BENCHMARK_FILE, demo.benchmark_rows), (TRAIN_FILE, demo.train_rows)):
-        text = "".join(json.dumps(next(rows)) + "\n" for _ in range(count))
+    """Write `train.jsonl` and `benchmark.jsonl` (columns question, answer; all strings); no row is in both.
+
+    Several calls may do so at once. What is there already is kept, and made whole where it is damaged.
+
+    Raises:
+        UsageError: `directory` holds something that ftloop did not make.
+    """
+    files = _data(DEMO[name])
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    if not (directory / MARKER).is_file():
+        draft = scratch(directory)
+        draft.mkdir()
+        for file, text in {**files, MARKER: json.dumps({"demo": name}) + "\n"}.items():
+            (draft / file).write_text(text, encoding="utf-8")
+        install(draft, directory, (directory / MARKER).is_file)
+    for file, text in files.items():
         path = directory / file
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.write_text(text, encoding="utf-8")
+        if not path.is_file() or path.read_bytes() != text.encode():
+            with replacing(path) as target:
+                target.write(text)
+
+
+def _data(demo: Demo) -> dict[str, str]:
+    """The content of each file."""
+    rows = _reversals()
+    counts = {BENCHMARK_FILE: demo.benchmark_rows, TRAIN_FILE: demo.train_rows}
+    return {file: "".join(json.dumps(next(rows)) + "\n" for _ in range(count)) for file, count in counts.items()}
 
 
 def _reversals() -> Iterator[dict[str, str]]:
@@ -71,16 +89,17 @@ def _reversals() -> Iterator[dict[str, str]]:
 def make_model(bench: Bench, directory: Path) -> None:
     """Make the tiny base model in `directory` by a job in the training environment, unless it is there already.
 
+    Several calls may do so at once, each with a bench directory of its own; the model that is there first stays.
+
     Raises:
         UsageError: `directory` holds something that ftloop did not make.
         MachineError: The job failed.
     """
     script = resource("docker/train/make_demo_model.py")
     source = hashlib.sha256(script.read_bytes()).hexdigest()
-    if directory.exists():
-        if _made_from(directory) == source:
-            return
-        _require_ours(directory)
+    if _made_from(directory) == source:
+        return
+    require_ours(directory)
     bench.say(f"making the demo model in {directory} (about 5 s)")
     made = bench.directory / "model"
     job = Job(
@@ -101,14 +120,11 @@ def make_model(bench: Bench, directory: Path) -> None:
 
 def _install(made: Path, directory: Path, source: str) -> None:
     """Move the finished model to its place in one step, so that a half-made one is never taken for it."""
-    part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(made, part, copy_function=shutil.copyfile)  # not their modes: weights are made for one user only
-    (part / MARKER).write_text(json.dumps({"make_demo_model.py": source}) + "\n", encoding="utf-8")
-    if directory.exists():
-        shutil.rmtree(directory)
-    part.rename(directory)
+    draft = scratch(directory)
+    shutil.copytree(made, draft, copy_function=shutil.copyfile)  # not their modes: weights are made for one user only
+    (draft / MARKER).write_text(json.dumps({"make_demo_model.py": source}) + "\n", encoding="utf-8")
+    install(draft, directory, lambda: _made_from(directory) == source)
     shutil.rmtree(made, ignore_errors=True)
 
 
@@ -119,12 +135,3 @@ def _made_from(directory: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return str(found)
-
-
-def _require_ours(directory: Path) -> None:
-    """Only what ftloop made, or an empty directory, is ever replaced."""
-    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / MARKER).is_file()):
-        raise UsageError(
-            f"{directory} is the place of the demo model, but something else is there",
-            "move it away, or name it with --model by its own path",
-        )

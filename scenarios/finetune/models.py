@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import UsageError
+from scenarios.finetune.files import MARKER
 
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
 PARTS = (  # what else decides how the model answers
@@ -121,12 +122,17 @@ def _canonical_config(path: Path) -> bytes:
 def choose_model(models_root: Path, memory_bytes: int | None) -> tuple[Path, str] | None:
     """The largest chat model below `models_root` whose LoRA training fits, and why; None if there is none.
 
+    A demo's model teaches nothing about a user's data, and what is hidden is not finished: neither is ever chosen.
+
     Args:
         models_root: Holds models as `<name>/` or `<organisation>/<name>/`.
         memory_bytes: Memory of the training device; None if unknown, which takes the smallest model.
     """
     found: list[ModelInfo] = []
     for config in sorted([*models_root.glob("*/config.json"), *models_root.glob("*/*/config.json")]):
+        hidden = any(part.startswith(".") for part in config.relative_to(models_root).parts)
+        if hidden or (config.parent / MARKER).exists():
+            continue
         try:
             model = inspect(config.parent)
         except UsageError:

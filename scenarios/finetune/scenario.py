@@ -14,7 +14,8 @@ from scenarios import Bench
 from scenarios.finetune import training
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.benchmarks import Benchmark
-from scenarios.finetune.scoring import load_questions, score
+from scenarios.finetune.score_cache import load_questions
+from scenarios.finetune.scoring import score
 from scenarios.finetune.training import TrainingPlan
 
 WORTH = 10
@@ -118,6 +119,7 @@ class FineTune:
             timeout=self.timeout,
             cache=self.cache,
             weights=self.weights,
+            device=self.plan.device,
         )
 
 

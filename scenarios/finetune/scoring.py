@@ -1,55 +1,35 @@
-"""Scores a model on one split of one benchmark: a job in the bench environment, a checked result, a cache by content.
-
-    cache/<key>/score.json        the `Score`
-    cache/<key>/questions.jsonl   one `Question` a line
-
-The key is a hash of everything that the score depends on, so an entry never becomes wrong: weights, tokenizer and chat
-template, questions and task, few-shot count, decoding, the scoring program and the locked versions it runs with.
-"""
+"""Scores a model on one split of one benchmark: a job in the bench environment, whose result is checked."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from agent.errors import MachineError, StudyError, TrialFailed
+from agent.errors import TrialFailed
 from agent.records import Checkpoint, FileRef, Question, Score, Split
 from agent.resources import resource
 from agent.run import Job, Mount, Outcome, written
+from agent.store import require_disk
 from scenarios import Bench, Progress
-from scenarios.finetune.benchmarks import LOCK, Benchmark
+from scenarios.finetune import outputs, score_cache
+from scenarios.finetune.benchmarks import Benchmark
+from scenarios.finetune.broken import raise_if_broken
+from scenarios.finetune.score_cache import DTYPES, QUESTIONS, Device, decode_questions, score_key, sha256
 from scenarios.finetune.splits import Item
 
-SCORE, QUESTIONS = "score.json", "questions.jsonl"
+ROOM = 256 * 1024**2
+"""Bytes of disk that must be free: for the answers, a log, and what libraries leave in their caches."""
 Z95 = 1.959963984540054
 TINY_BYTES = 64 * 1024**2
 """Weights below this run on one thread: twelve times faster than on two, because the threads only wait."""
 LARGEST_ANSWER = 256 * 1024
 """Bytes of questions.jsonl allowed a question."""
-MODEL_FILES = (
-    "config.json",
-    "adapter_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""What decides, beside the weights, how a model reads and writes."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -76,6 +56,7 @@ def score(
     timeout: float,
     cache: Path,
     weights: str,
+    device: Device,
 ) -> Score:
     """Score a checkpoint, or the base model where there is none; an equal score that exists already is reused.
 
@@ -86,22 +67,28 @@ def score(
         timeout: Seconds the job may take.
         cache: Directory of the scores of all studies.
         weights: Hash of the base model's weights.
+        device: What the model computes on.
+
+    Returns:
+        The score, with the seconds that it took to measure, also where it is reused. Its questions lie in the stage's
+        own directory, on the disk for good.
 
     Raises:
         TrialFailed: "bench": the job failed, took too long, or wrote no usable result.
-        MachineError: The runner lost the job.
+        MachineError: The runner lost the job, its environment is broken, or the disk is full.
     """
     items = benchmark.halves.take(split, limit)
-    key = score_key(model, checkpoint, benchmark, split, items, fewshot=fewshot, weights=weights)
+    key = score_key(model, checkpoint, benchmark, split, items, fewshot=fewshot, weights=weights, device=device)
     entry = cache / key
-    if entry.is_dir():
-        if (kept := _load(entry)) is not None:
-            bench.say(f"{benchmark.name} ({split}, {fewshot}-shot): the same was scored before, reused")
-            return kept
-        bench.say(f"the stored score {entry} is damaged; it is measured again")
-        shutil.rmtree(entry)
     stage = bench.directory / f"{benchmark.name}-{split}-{fewshot}shot-{key[:8]}"
-    job = _job(bench, stage, model, checkpoint, benchmark, items, fewshot=fewshot, timeout=timeout)
+    if entry.is_dir():
+        if (kept := score_cache.load(entry)) is not None:
+            bench.say(f"{benchmark.name} ({split}, {fewshot}-shot): the same was scored before, reused")
+            return score_cache.place(stage, *kept)
+        bench.say(f"the stored score {entry} is damaged; it is measured again")
+        shutil.rmtree(entry, ignore_errors=True)
+    require_disk(bench.directory, ROOM, "scoring")
+    job = _job(bench, stage, model, checkpoint, benchmark, items, fewshot=fewshot, timeout=timeout, device=device)
     outcome = bench.run(job, _progress(stage / "output" / "progress", len(items), benchmark.name))
     _require_success(outcome, benchmark.name, stage, timeout)
     try:
@@ -109,53 +96,9 @@ def score(
     except Unusable as error:
         raise TrialFailed("bench", f"{benchmark.name}: {error}; log: {outcome.log}", outcome.tail) from None
     content = b"".join(msgspec.json.encode(question) + b"\n" for question in questions)
-    file = FileRef(path=str(entry / QUESTIONS), sha256=_hash(content))
+    file = FileRef(path=QUESTIONS, sha256=sha256(content))
     made = summarize(benchmark, split, questions, file, result.settings, key=key, seconds=outcome.seconds)
-    return _store(entry, made, content)
-
-
-def score_key(
-    model: Path,
-    checkpoint: Checkpoint | None,
-    benchmark: Benchmark,
-    split: Split,
-    items: Sequence[Item],
-    *,
-    fewshot: int,
-    weights: str,
-) -> str:
-    """sha256 over everything that the score depends on."""
-    adapter = checkpoint is not None and checkpoint.adapter
-    trained = {"weights": checkpoint.weights, "files": _file_hashes(Path(checkpoint.path))} if checkpoint else None
-    base = {"weights": weights, "files": _file_hashes(model)} if checkpoint is None or adapter else None
-    parts = {
-        "base": base,
-        "trained": trained,
-        "adapter": adapter,
-        "benchmark": [benchmark.name, benchmark.fingerprint],
-        "split": split,
-        "questions": [item.id for item in items],
-        "fewshot": fewshot,
-        "program": _hash(resource("docker/bench/score.py").read_bytes()),
-        "versions": _hash(resource(LOCK).read_bytes()),
-    }
-    return _hash(json.dumps(parts, sort_keys=True).encode())
-
-
-def load_questions(file: FileRef) -> tuple[Question, ...]:
-    """The per-question results of a score.
-
-    Raises:
-        StudyError: The file is missing, or no longer what was recorded.
-    """
-    hint = "restore the file, or start a new study; what it said can be measured again but not guessed"
-    try:
-        content = Path(file.path).read_bytes()
-    except OSError as error:
-        raise StudyError(f"per-question results {file.path} cannot be read: {error.strerror}", hint) from error
-    if _hash(content) != file.sha256:
-        raise StudyError(f"per-question results {file.path} are not those that the study recorded", hint)
-    return _questions(content)
+    return score_cache.place(stage, *score_cache.store(entry, made, content))
 
 
 def wilson(mean: float, n: int) -> tuple[float, float]:
@@ -180,6 +123,7 @@ def _job(
     *,
     fewshot: int,
     timeout: float,
+    device: Device,
 ) -> Job:
     """The job, with its input written: only the split being scored is ever inside its reach."""
     program = resource("docker/bench/score.py")
@@ -203,10 +147,12 @@ def _job(
         "fewshot": fewshot,
         "metric": benchmark.metric,
         "filter": benchmark.filter,
+        "device": device,
+        "dtype": DTYPES[device],
         "output": str(output),
     }
     (given / "request.json").write_text(json.dumps(request, indent=1), "utf-8")
-    readable = [loaded, *([Path(adapter)] if adapter else []), program.parent, given, *benchmark.directories]
+    readable = [loaded, *([Path(adapter)] if adapter else []), program.parent, given, *benchmark.sources]
     return Job(
         name=f"{bench.name}-{stage.name}",
         environment="bench",
@@ -246,16 +192,9 @@ def _progress(file: Path, total: int, name: str) -> Progress:
 def _require_success(outcome: Outcome, name: str, stage: Path, timeout: float) -> None:
     if outcome.kind == "ok":
         return
-    if outcome.kind == "lost":
-        raise MachineError(
-            f"{name}: the scoring job was lost: {outcome.reason}",
-            "bring the engine back and run the same command again",
-        )
-    if outcome.kind == "full":
-        raise MachineError(f"{name}: the scoring job {outcome.reason}", "free some disk space")
-    said = _reason(stage / "output" / "error.txt") or outcome.reason
-    if outcome.kind == "disk":
-        said = outcome.reason
+    said = _reason(stage / "output" / "error.txt") or outputs.telling_line(outcome.tail) or outcome.reason
+    said = outcome.reason if outcome.kind == "disk" else said
+    raise_if_broken(f"{name}: scoring", "bench", outcome, said)
     if outcome.kind == "timeout":
         said = f"not done after {timeout:g} s (FT_BENCHMARK_TIMEOUT)"
     raise TrialFailed("bench", f"{name}: {said}; log: {outcome.log}", outcome.tail)
@@ -281,7 +220,7 @@ def read_result(output: Path, items: Sequence[Item]) -> tuple[Result, tuple[Ques
     """
     try:
         result = msgspec.json.decode(_read(output / "result.json", 1024**2), type=Result)
-        questions = _questions(_read(output / "questions.jsonl", LARGEST_ANSWER * len(items)))
+        questions = decode_questions(_read(output / "questions.jsonl", LARGEST_ANSWER * len(items)))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unusable(f"the scoring program wrote no valid result ({error})") from error
     if not len(questions) == result.n == len(items):
@@ -304,10 +243,6 @@ def _read(path: Path, limit: int) -> bytes:
         return written.read(path.parent, path.name, limit)
     except OSError as error:
         raise Unusable(f"{path.name} cannot be read: {error.strerror}") from error
-
-
-def _questions(content: bytes) -> tuple[Question, ...]:
-    return tuple(msgspec.json.decode(line, type=Question) for line in content.splitlines() if line.strip())
 
 
 def _scores(questions: Sequence[Question]) -> list[float]:
@@ -345,51 +280,5 @@ def summarize(
     )
 
 
-# The cache
-
-
-def _store(entry: Path, made: Score, content: bytes) -> Score:
-    """Keep a new score and its questions; whoever comes second takes the first one's."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=".part-", dir=entry.parent))
-    (part / QUESTIONS).write_bytes(content)
-    (part / SCORE).write_bytes(msgspec.json.encode(made))
-    try:
-        part.rename(entry)
-    except OSError:
-        shutil.rmtree(part)
-        if (first := _load(entry)) is None:
-            raise
-        return first
-    return made
-
-
-def _load(entry: Path) -> Score | None:
-    """A stored score, which cost nothing this time; None where it is damaged."""
-    try:
-        kept = msgspec.json.decode((entry / SCORE).read_bytes(), type=Score)
-        questions = FileRef(path=str(entry / QUESTIONS), sha256=kept.questions.sha256)
-        load_questions(questions)
-    except (OSError, msgspec.DecodeError, StudyError):
-        return None
-    return msgspec.structs.replace(kept, seconds=0.0, questions=questions)
-
-
-def _file_hashes(directory: Path) -> dict[str, str]:
-    return {name: _file_hash(directory / name) for name in MODEL_FILES if (directory / name).is_file()}
-
-
-def _file_hash(path: Path) -> str:
-    content = path.read_bytes()
-    if path.name == "adapter_config.json":
-        with suppress(ValueError, TypeError):  # PEFT notes where the base lay, which decides nothing
-            content = json.dumps(json.loads(content) | {"base_model_name_or_path": None}, sort_keys=True).encode()
-    return _hash(content)
-
-
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line, default=str) + "\n" for line in lines), "utf-8")
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

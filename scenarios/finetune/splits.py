@@ -15,6 +15,9 @@ from agent.errors import UsageError
 from agent.records import Split
 from scenarios.finetune.rows import Row
 
+NUMBERS = ("id", "idx", "index")
+"""Columns that number a row and ask nothing."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -48,7 +51,8 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None) -> Halves:
     Args:
         rows: The benchmark's rows, in any order.
         name: The benchmark, for messages.
-        question: The column that holds the question; None where only the whole row tells questions apart.
+        question: The column that holds the question; None where only the whole row tells questions apart. What merely
+            numbers a row (`NUMBERS`) does not.
 
     Raises:
         UsageError: Fewer than two different questions.
@@ -66,5 +70,6 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None) -> Halves:
 
 
 def _hash(row: Row, question: str | None) -> str:
-    text = row[question] if question else json.dumps(row, sort_keys=True, separators=(",", ":"), default=str)
+    told = {column: cell for column, cell in row.items() if str(column).lower() not in NUMBERS}
+    text = row[question] if question else json.dumps(told, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()

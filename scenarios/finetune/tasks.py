@@ -37,8 +37,8 @@ class LocalTask:
     Attributes:
         path: The YAML. config: its keys; functions as "!function module.name".
         questions: Rows of the split it evaluates. shots: rows of the split its few-shot examples come from.
-        sources: sha256 of every file that decides how it scores, by path: YAMLs and the Python beside them.
-        directories: Where those files lie.
+        sources: sha256 of every file that decides how it scores, by path: the YAMLs, and the Python files beside them
+            that their functions are in. A job needs these, and nothing else that lies there.
     """
 
     path: Path
@@ -46,7 +46,6 @@ class LocalTask:
     questions: tuple[Row, ...]
     shots: tuple[Row, ...]
     sources: dict[str, str]
-    directories: tuple[Path, ...]
 
     @property
     def name(self) -> str:
@@ -70,6 +69,15 @@ class LocalTask:
         filters = self.config.get("filter_list") or [{"name": "none"}]
         return str(filters[0]["name"])
 
+    @property
+    def question(self) -> str | None:
+        """The one column that its prompt is made of; None where that is several, or code makes it."""
+        prompt = str(self.config["doc_to_text"])
+        if prompt.startswith(FUNCTION) or self.config.get("process_docs"):
+            return None
+        named = {prompt} if all(prompt in row for row in self.questions) else _variables(prompt)
+        return named.pop() if len(named) == 1 and all(named <= row.keys() for row in self.questions) else None
+
 
 def read_task(path: Path) -> LocalTask:
     """Read and check a task YAML.
@@ -81,14 +89,12 @@ def read_task(path: Path) -> LocalTask:
     config = _merged(path.resolve(), files)
     _check(path, config)
     questions, shots = _data(path, config)
-    directories = tuple(dict.fromkeys(file.parent for file in files))
-    code = [python for directory in directories for python in sorted(directory.glob("*.py"))]
-    sources = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in [*files, *code]}
-    return LocalTask(path.resolve(), config, questions, shots, sources, directories)
+    sources = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return LocalTask(path.resolve(), config, questions, shots, sources)
 
 
 def _merged(path: Path, files: list[Path]) -> dict[str, Any]:
-    """The keys of a YAML over those it includes, as lm-eval merges them; `files` receives every file read."""
+    """The keys of a YAML over those it includes, as lm-eval merges them; `files` receives all that it consists of."""
     if path in files:
         raise UsageError(f"{path} includes itself", "remove the circle of include: lines")
     if not path.is_file():
@@ -100,11 +106,36 @@ def _merged(path: Path, files: list[Path]) -> dict[str, Any]:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}", "correct the file") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path} holds no keys, so it is no lm-eval task", f"write a task, with {EXAMPLE}")
+    files.extend(file for file in _code(path.parent, config) if file not in files)
     includes = config.pop("include", [])
     merged: dict[str, Any] = {}
     for include in includes if isinstance(includes, list) else [includes]:
         merged |= _merged((path.parent / str(include)).resolve(), files)
     return merged | config
+
+
+def _code(directory: Path, value: object) -> list[Path]:
+    """The Python files in `directory` that `!function` tags name; one that is not there may be an installed module."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [file for part in parts for file in _code(directory, part)]
+    if not isinstance(value, str) or not value.startswith(FUNCTION):
+        return []
+    *packages, module = value.removeprefix(FUNCTION).strip().split(".")[:-1] or [""]
+    if not all(name.isidentifier() for name in (*packages, module)):
+        return []  # an empty name would lead out of the directory
+    file = directory.joinpath(*packages, f"{module}.py")
+    return [file] if file.is_file() else []
+
+
+def _variables(template: str) -> set[str]:
+    """The names that a Jinja template takes from a row; none where it is no template."""
+    from jinja2 import Environment, TemplateSyntaxError, meta
+
+    try:
+        return meta.find_undeclared_variables(Environment().parse(template))  # noqa: S701 - parsed, never rendered
+    except TemplateSyntaxError:
+        return set()
 
 
 class _Loader(yaml.SafeLoader):

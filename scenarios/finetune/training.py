@@ -18,14 +18,16 @@ from typing import Any, Literal
 import msgspec
 import yaml
 
-from agent.errors import MachineError, TrialFailed
+from agent.errors import TrialFailed
 from agent.records import Checkpoint, MiniRun, Recipe
 from agent.resources import resource
 from agent.run import Job, Mount, Outcome, written
 from scenarios import Bench
 from scenarios.finetune import outputs
 from scenarios.finetune.arguments import canonical
+from scenarios.finetune.broken import raise_if_broken
 from scenarios.finetune.data import Prepared, info
+from scenarios.finetune.files import sync, sync_tree
 from scenarios.finetune.keys import Bounds
 from scenarios.finetune.models import ACTIVATIONS, ModelInfo, weights_hash
 
@@ -54,13 +56,7 @@ NEUTRAL = frozenset(  # keys that change neither what fits into memory nor wheth
 )
 ADAM = 16  # bytes a parameter: float32 weights, gradients and two moments
 DEEPSPEED = "deepspeed.json"
-BROKEN = (  # what no recipe can cause
-    ("No space left on device", "free some disk space"),
-    ("ModuleNotFoundError", "the training environment is incomplete: delete it, it is built again"),
-    ("ImportError", "the training environment is incomplete: delete it, it is built again"),
-    ("NVIDIA driver", "check the GPU with nvidia-smi"),
-    ("uncorrectable ECC error", "check the GPU with nvidia-smi"),
-)
+MANY_ROWS = 50_000  # from here on, several processes tokenize faster than they start
 
 
 class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +67,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         template: LLaMA-Factory's template name; None parses the tokenizer's own chat template.
         default_epochs: Passes over the data, unless a recipe sets another number, up to `max_epochs`.
         debug_timeout: Seconds for a mini-run (FT_DEBUG_TIMEOUT). full_timeout: for a training (FT_FULL_TIMEOUT).
-        threads: CPU threads of the training, all its processes together. workers: processes that tokenize.
+        threads: CPU threads of the training, all its processes together. cores: of the machine, for tokenizing.
         mini_steps: Steps of a mini-run. device: What is trained on.
         gpus: How many GPUs one training uses, all that its job sees. gpu_memory: bytes of the smallest; 0 if unknown.
     """
@@ -85,11 +81,16 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     debug_timeout: float
     full_timeout: float
     threads: int = 1
-    workers: int = 1
+    cores: int = 1
     mini_steps: int = 3
     device: Literal["cpu", "cuda"] = "cpu"
     gpus: int = 1
     gpu_memory: int = 0
+
+    @property
+    def workers(self) -> int:
+        """Processes that tokenize."""
+        return self.cores if self.data.rows >= MANY_ROWS else 1
 
     @property
     def bounds(self) -> Bounds:
@@ -238,6 +239,8 @@ def train(bench: Bench, recipe: Recipe, plan: TrainingPlan) -> Checkpoint:
     weights = "adapter_model*.safetensors" if settings["finetuning_type"] == "lora" else "model*.safetensors"
     if not any(model.glob(weights)):
         raise TrialFailed("train:exit", f"the training ended normally but wrote no {weights}", outcome.tail)
+    sync_tree(model)  # the journal will say that these weights exist
+    sync(model.parent)
     return Checkpoint(
         path=str(model),
         weights=weights_hash(model),
@@ -303,7 +306,8 @@ def _run(bench: Bench, recipe: Recipe, settings: dict[str, Any], plan: TrainingP
 
 def _write_mini_data(directory: Path, settings: dict[str, Any], plan: TrainingPlan) -> None:
     """The longest rows, repeated until every batch is full (and every packed sequence, where rows are packed)."""
-    longest = plan.data.longest.read_text(encoding="utf-8").splitlines(keepends=True)
+    text = plan.data.longest.read_text(encoding="utf-8")
+    longest = [f"{line}\n" for line in text.split("\n") if line]  # splitlines would cut at U+2028 inside a text
     batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * plan.gpus
     sequences = batch * plan.mini_steps
     if settings.get("packing") or settings.get("neat_packing"):
@@ -320,19 +324,13 @@ def _raise_unless_ok(outcome: Outcome, failed: str, timeout: str, setting: str) 
     if outcome.kind == "ok":
         return
     telling = outputs.telling_line(outcome.tail)
-    if outcome.kind == "lost":
-        raise MachineError(f"the training was lost: {outcome.reason}", f"the log so far: {outcome.log}")
-    if outcome.kind == "full":
-        raise MachineError(f"the training {outcome.reason}", f"free some disk space; the log: {outcome.log}")
     if outcome.kind == "disk":
         raise TrialFailed(failed, outcome.reason, outcome.tail)
     if outcome.kind == "timeout":
         raise TrialFailed(timeout, f"not finished after {outcome.seconds:.0f} s ({setting})", outcome.tail)
     if outcome.kind == "oom" or "out of memory" in telling.lower():
         raise TrialFailed("train:oom", telling or outcome.reason, outcome.tail)
-    for words, hint in BROKEN:
-        if words in telling:
-            raise MachineError(f"the training failed: {telling}", f"{hint}; the log: {outcome.log}")
+    raise_if_broken("the training", "train", outcome, telling)
     raise TrialFailed(failed, telling or outcome.reason, outcome.tail)
 
 

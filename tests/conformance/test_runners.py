@@ -149,16 +149,26 @@ def test_the_log_is_on_disk_while_the_job_runs(runner: Runner, tmp_path: Path) -
 def test_nothing_of_the_environment_is_inherited(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "a-secret")
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "NVIDIA_API_KEY", "CUDA_VISIBLE_DEVICES_KEY"):
+        monkeypatch.setenv(name, "a-secret")
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     code = "import os; print(sorted(os.environ)); assert 'a-secret' not in os.environ.values()"
     outcome = runner.run(python_job(tmp_path, code, variables={"GIVEN": "1"}))
     assert outcome.kind == "ok", outcome.tail
     names = set(eval(outcome.tail))
     assert names >= {"GIVEN", "HOME", "LANG", "PATH"}
-    allowed = {"GIVEN", "HOME", "LANG", "LC_CTYPE", "PATH", "TMPDIR", "FTLOOP_JOB", "CUDA_VISIBLE_DEVICES"}
+    allowed = {"GIVEN", "HOME", "LANG", "LC_CTYPE", "PATH", "TMPDIR", "FTLOOP_JOB"}
+    gpus = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
     image_only = {"BAKED", "HOSTNAME"}
-    assert {name for name in names if not name.startswith("NVIDIA_")} <= allowed | image_only
+    assert names <= allowed | gpus | image_only
+
+
+def test_a_local_job_sees_the_gpus_that_the_user_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"CUDA_VISIBLE_DEVICES": "1", "NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute"}
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    outcome = make_runner("local").run(python_job(tmp_path, "import os; print(dict(os.environ))"))
+    assert eval(outcome.tail).items() >= chosen.items()
 
 
 def test_home_is_writable_and_not_the_users(runner: Runner, tmp_path: Path) -> None:

@@ -25,5 +25,5 @@ def test_make_demo_ends_with_a_better_model(tmp_path: Path, environments: Enviro
     assert sealed.comparison.low > 0
     assert (user.workspace / "output" / state.study / "recipe.yaml").exists()
     assert "better than base" in output
-    assert "sealed until the search ended" in output
+    assert "sealed from the search, opened once" in output
     assert state.openings == [state.best]
