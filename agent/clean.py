@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 HOUR = 3600.0
 _TEMPORARY = (
     ("models", r"\.making-[a-z0-9_]{8}"),
-    (f"models/{Path(demo.MODEL).parent}", rf"{Path(demo.MODEL).name}\.part"),
-    ("scores", r"\.part-[a-z0-9_]{8}"),
+    (f"models/{Path(demo.MODEL).parent}", rf"\.{Path(demo.MODEL).name}\.[0-9a-f]+"),
+    ("datasets/demo", r"\.[a-z]+\.[0-9a-f]+"),
+    ("scores", r"\.[0-9a-f]{64}\.[0-9a-f]+"),
 )
 _ENVIRONMENT = r"[a-z]+-[0-9a-f]{12}"
 

@@ -70,7 +70,7 @@ def connect(options: LoopOptions) -> Iterator[Lab]:
         with _terminated_like_ctrl_c():
             for note in settings.notes():
                 view.say(note)
-            machine = hardware.look()
+            machine = hardware.look(_seen_by_jobs(settings))
             runner = choose_runner(settings, view.say)
             subject = gather(options, settings, workspace, runner, machine, view)
             paths = workspace.study(subject.identity)
@@ -177,19 +177,28 @@ def _settings(options: LoopOptions) -> Settings:
     return settings
 
 
+def _seen_by_jobs(settings: Settings) -> dict[str, str]:
+    """The environment by which jobs' GPUs are counted: FT_GPUS outranks CUDA_VISIBLE_DEVICES."""
+    if settings.gpus is None:
+        return dict(os.environ)
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "" if settings.gpus == "none" else settings.gpus}
+
+
 def choose_runner(settings: Settings, say: Say) -> Runner:
     """The runner asked for, or docker if an engine answers; says which and why."""
     from agent.run.containers import DockerRunner, connect, docker_answers
     from agent.run.environments import Environments
     from agent.run.local import LocalRunner
+    from agent.run.lock import Limits
 
     why_not = None
     if settings.runner == "docker" or (settings.runner == "auto" and (why_not := docker_answers()) is None):
         say("runner: docker" + (", because an engine answers" if settings.runner == "auto" else ""))
-        return DockerRunner(connect())
+        return DockerRunner(connect(), limits=Limits(disk=settings.trial_disk_bytes), gpus=settings.gpus)
     say("runner: local" + (f", because {why_not}" if why_not else ""))
     named = settings.origin("environments") != "default"
-    return LocalRunner(Environments(settings.environments if named else None))
+    environments = Environments(settings.environments if named else None)
+    return LocalRunner(environments, disk_limit=settings.trial_disk_bytes, gpus=settings.gpus)
 
 
 def gather(
@@ -304,6 +313,8 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
         threads=training.threads_for(subject.info, machine.cores),
         cores=machine.cores,
         device="cuda" if machine.gpus else "cpu",
+        gpus=max(1, len(machine.gpus)),
+        gpu_memory=min(machine.gpus, default=0),
     )
 
 

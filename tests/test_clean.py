@@ -131,11 +131,11 @@ def test_half_made_downloads_go_unless_somebody_works_on_them(settings: Settings
 def test_temporary_directories_go_when_they_are_old(settings: Settings) -> None:
     names = {
         "models/.making-ab12_xyz": "removed",
-        "models/demo/tiny.part": "removed",
-        "scores/.part-ab12_xyz": "removed",
+        "models/demo/.tiny.0123456789ab": "removed",
+        "scores/.ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12.0123456789ab": "removed",
         "models/.making-young_12": "kept",
         "models/.making-my-own-things": "untouched",
-        "models/lab/tiny.part": "untouched",
+        "models/lab/.tiny.0123456789ab": "untouched",
         "datasets/.making-ab12_xyz": "untouched",
     }
     for name in names:
@@ -319,7 +319,11 @@ def test_a_corrupt_journal_keeps_its_study(settings: Settings) -> None:
 def test_nothing_behind_a_link_is_touched(settings: Settings, tmp_path: Path, link: str) -> None:
     search(settings, 0.9, loop_n=1)
     download(settings, "name")
-    for name in ("output/.toy.new", "models/.making-ab12_xyz", "scores/.part-ab12_xyz"):
+    for name in (
+        "output/.toy.new",
+        "models/.making-ab12_xyz",
+        "scores/.ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12ab12.0123456789ab",
+    ):
         (settings.file_path / name).mkdir(parents=True)
         (settings.file_path / name / "file").write_text("x")
     away = tmp_path / "elsewhere"
