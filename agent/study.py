@@ -267,7 +267,12 @@ class Study:
         if not marker.exists() or marker.read_text() != recipe:
             draft = output.with_name(f".{output.name}.new")
             shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(winner.checkpoint.path, draft, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+            shutil.copytree(
+                winner.checkpoint.path,
+                draft,
+                ignore=shutil.ignore_patterns(*LEFT_BEHIND),
+                copy_function=shutil.copyfile,  # not the modes: weights are written for one user only
+            )
             (draft / marker.name).write_text(recipe)
             replace_directory(draft, output)
         if self.journal.state.published != winner.number:
