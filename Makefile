@@ -20,7 +20,7 @@ demo: plan setup
 plan:
 	@echo 'ftloop demo: teach a tiny model to reverse eight digits, and prove that it learned.'
 	@echo '  1. install ftloop into .venv                                       about 1 minute, once'
-	@echo '  2. build the locked environments for training and evaluation       about 3 minutes and 3.5 GB, once'
+	@echo '  2. build the locked environments for training and evaluation       about 4 minutes and 4 GB, once'
 	@echo '  3. make the model and its data, and score the model: it knows nothing'
 	@echo '  4. propose, train, measure, keep what is provably better           at most 9 minutes'
 	@echo '  5. open the sealed test for the winner and the base'
