@@ -20,6 +20,7 @@ from agent.loop import run_call
 from agent.records import Sealed
 from agent.store import StudyPaths, locked
 from tests import toy
+from tests.end_to_end.command import processes_below
 from tests.toy import Listed, Toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -195,26 +196,13 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def left_running(root: Path) -> list[str]:
-    """Command lines of processes whose working directory or arguments lie under `root`."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if str(root) in line or str(root) in str((process / "cwd").readlink()):
-                found.append(line)
-        except OSError:
-            continue
-    return found
-
-
 def test_kill_nine_in_training_then_the_same_command(tmp_path: Path) -> None:
     log = tmp_path / "studies" / "toy" / "trials" / "0001" / "train" / "job.log"
     process = start(tmp_path, "--loop_n", "1", "--seconds", "60")
     wait_for(lambda: log.exists() and "training" in log.read_text())
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_for(lambda: not left_running(tmp_path))
+    wait_for(lambda: not processes_below(tmp_path))
 
     again = start(tmp_path, "--loop_n", "1", "--seconds", "0")
     output, _ = again.communicate(timeout=60)
@@ -246,7 +234,7 @@ def test_kill_nine_at_any_moment_loses_nothing(tmp_path: Path, seed: int) -> Non
             assert count == 1, f"{stage} of trial {trial} was paid for {count} times"
     numbers = [trial.number for trial in state(tmp_path).trials]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert not left_running(tmp_path)
+    assert not processes_below(tmp_path)
 
 
 def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
@@ -257,7 +245,7 @@ def test_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     process.communicate(timeout=20)
     assert endings(tmp_path)[(1, "train", "stopped")] == 1
     assert state(tmp_path).calls[-1].ended == "stopped by the user"
-    assert not left_running(tmp_path)
+    assert not processes_below(tmp_path)
 
 
 def test_own_overhead_is_small(tmp_path: Path) -> None:
