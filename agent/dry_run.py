@@ -15,7 +15,8 @@ from agent.report.words import count, duration
 from agent.settings import Settings, load
 from agent.wiring import DEFAULT_MODEL, chosen_endpoint
 from scenarios.finetune import demo
-from scenarios.finetune.benchmarks import REGISTRY, require_known
+from scenarios.finetune.benchmarks import require_known
+from scenarios.finetune.registry import REGISTRY
 
 
 def show(options: LoopOptions) -> None:
@@ -71,9 +72,9 @@ def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
         return (options.dataset.removeprefix("demo/"),)
     for name in settings.benchmark_datasets:
         require_known(name)
-        if name in REGISTRY and REGISTRY[name].dataset is None and options.dataset not in demo.DEMO:
+        if name in REGISTRY and REGISTRY[name].source is None and options.dataset not in demo.DEMO:
             raise UsageError(f"benchmark {name} belongs to the demo data set demo/{name}", "choose another one")
-        if name not in REGISTRY and not Path(name).expanduser().is_file():
+        if name.endswith((".yaml", ".yml")) and not Path(name).expanduser().is_file():
             raise UsageError(f"there is no task YAML {name}", "give the path of an lm-eval task YAML")
     return tuple(
         f"{name} ({REGISTRY[name].description})" if name in REGISTRY else name for name in settings.benchmark_datasets

@@ -81,10 +81,17 @@ class Settings(BaseSettings):
     benchmark_limit: Annotated[int | None, Field(ge=1), BeforeValidator(values.limit)] = Field(
         default=None, description="Questions of each benchmark's search and test half; None or empty means all."
     )
+    benchmark_samples: Annotated[int | None, Field(ge=1, le=64)] = Field(
+        default=None, description="Answers a question, whose mean is its score. Unset: more where questions are few."
+    )
     benchmark_timeout: Seconds = Field(default=3600, description="Seconds that one evaluation may take.")
     judge_model: str = Field(default="gpt-4", description="Model that marks answers where a benchmark needs a judge.")
     judge_api_key: SecretStr | None = Field(default=None, description="Key for the judge. Unset: as for the agent.")
     judge_api_base: str | None = Field(default=None, description="Base URL for the judge. Unset: as for the agent.")
+    contamination: Literal["remove", "refuse", "mark"] = Field(
+        default="remove",
+        description="Training rows that hold benchmark questions: remove them, refuse to train, or mark every score.",
+    )
     debug_timeout: Seconds = Field(
         default=36000, description="Seconds that a mini-run (a few steps before training) may take."
     )
@@ -113,7 +120,9 @@ class Settings(BaseSettings):
         description='Columns of the data set, as a JSON object: {"prompt": "problem", "response": "answer"}.',
     )
     template: str | None = Field(
-        default=None, description="LLaMA-Factory template name. Unset: read from the model's own chat template."
+        default=None,
+        description="LLaMA-Factory template name. Unset: read from the model's own chat template. "
+        "One that evaluation would not share is refused.",
     )
     cutoff_len: int = Field(default=2048, ge=16, description="Longest training example in tokens; longer ones are cut.")
     max_epochs: float = Field(

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import accept, hardware, hub
+from agent import hardware, hub
 from agent.briefing import allowed_keys, study_brief
 from agent.budget import Budget
 from agent.errors import FtloopError, StudyError, UsageError
 from agent.hardware import Hardware
-from agent.journal import FORMAT, Journal, StudyOpened
+from agent.journal import FORMAT, DataScanned, Journal, StudyOpened
 from agent.options import LoopOptions
 from agent.propose import Proposer
 from agent.records import Identity
@@ -27,12 +27,13 @@ from agent.report.live import make_view
 from agent.report.markdown import write_report
 from agent.report.summary import summary
 from agent.report.words import count, duration
+from agent.ruler import asked_how, choose_judges, sensitivity
 from agent.run import Runner, Say
 from agent.settings import Endpoint as ChatEndpoint
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, holder, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
-from scenarios.finetune import data, demo, training
+from scenarios.finetune import contamination, data, demo, template_check, training
 from scenarios.finetune.benchmarks import Benchmark, require_known, resolve
 from scenarios.finetune.models import ModelInfo, choose_model, inspect, weights_hash
 from scenarios.finetune.scenario import FineTune
@@ -96,7 +97,9 @@ def _at_work(
     if journal.torn:
         view.say("the journal's last line was torn by a crash: what it would have said is done again")
     workspace.enter(new_entry(paths.root.name, subject.identity, paths.root))
-    plan = training_plan(settings, subject, machine, paths)
+    plan = training_plan(settings, subject, machine, paths, view.say)
+    if (found := plan.data.contamination) is not None and found != journal.state.contamination:
+        journal.append(DataScanned(at=journal.now(), contamination=found))
     scenario = FineTune(
         plan=plan,
         benchmarks=subject.benchmarks,
@@ -104,6 +107,8 @@ def _at_work(
         timeout=settings.benchmark_timeout,
         cache=workspace.scores,
         weights=subject.weights,
+        samples=settings.benchmark_samples,
+        judges=choose_judges(settings, subject.benchmarks, workspace.scores),
     )
     trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
     if trials != options.loop_n or stages != options.step_n:
@@ -112,10 +117,12 @@ def _at_work(
     proposer = choose_proposer(settings, subject, scenario, machine, budget, paths, view.say)
     study = Study(paths.root.name, paths, journal, runner, view, budget)
     view.plan(_plan_rows(subject, plan, settings, machine, runner.name, proposer.name, trials, stages, options, paths))
-    for line in sensitivity(subject.benchmarks, settings.benchmark_limit):
+    for line in sensitivity(subject.benchmarks, settings):
         view.say(line)
     runner.ready("train", view.say)  # after everything that can be wrong: it may take minutes
     runner.ready("bench", view.say)
+    bench = StageBench(paths.templates, f"{study.name}-templates", {"study": study.name}, runner, Budget(), view)
+    template_check.check(bench, plan, [benchmark.engine for benchmark in subject.benchmarks])
     budget.start()
     study.start_call(proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages)
     try:
@@ -230,6 +237,7 @@ def gather(
             raise
 
     benchmarks = resolve(names, workspace.root, fetch, folder)
+    judges = choose_judges(settings, benchmarks, workspace.scores)
     model, path = choose_base(options, workspace, runner, machine, view)
     info = inspect(path)
     if not info.chat_template and settings.template is None:
@@ -247,7 +255,8 @@ def gather(
         generation={
             "template": settings.template or "the tokenizer's own",
             "cutoff_len": settings.cutoff_len,
-            **{b.name: f"greedy, {b.fewshots}-shot, version {b.fingerprint[:12]}" for b in benchmarks},
+            **({"contamination": "mark"} if settings.contamination == "mark" else {}),  # trains on other rows
+            **{b.name: asked_how(b, settings, judges) for b in benchmarks},
         },
     )
     return Subject(options.dataset, data_path, settings.columns, model, info, weights, benchmarks, identity)
@@ -296,14 +305,16 @@ def open_journal(paths: StudyPaths, identity: Identity) -> Journal:
     return journal
 
 
-def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths: StudyPaths) -> TrainingPlan:
-    """What is the same for all trainings; writes the study's copy of the data."""
+def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths: StudyPaths, say: Say) -> TrainingPlan:
+    """What is the same for all trainings; writes the study's copy of the data, without the benchmarks' questions."""
     recognised = data.recognise(subject.data_path, subject.columns)
     context = subject.info.context or settings.cutoff_len
     epochs = 3.0  # LLaMA-Factory's default
     return TrainingPlan(
         model=subject.info,
-        data=data.write(recognised, paths.data),
+        data=contamination.prepare(
+            recognised, paths.data, subject.benchmarks, settings.contamination, paths.contamination, say
+        ),
         cutoff_len=min(settings.cutoff_len, context),
         template=settings.template,
         default_epochs=min(epochs, settings.max_epochs),
@@ -368,20 +379,6 @@ def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget, say: Say
 
     price = Price(input=settings.price_input, output=settings.price_output)
     return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left, say=say)
-
-
-def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterator[str]:
-    """What each benchmark's search half can show at all, said before anything is spent."""
-    for benchmark in benchmarks:
-        n = len(benchmark.halves.take("search", limit))
-        smallest = accept.detectable(n, alpha=accept.ALPHA / len(benchmarks))
-        if smallest >= 1.0:
-            yield f"{benchmark.name}: {n} questions to search with are too few to prove any difference: undecidable"
-        else:
-            gain = f"a gain of {smallest * 100:.0f} points would be found"
-            yield f"{benchmark.name}: {n} questions to search with; {gain}"
-        if benchmark.halves.duplicates:
-            yield f"{benchmark.name}: {benchmark.halves.duplicates} repeated questions are asked once"
 
 
 def _plan_rows(

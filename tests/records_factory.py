@@ -8,6 +8,7 @@ from typing import Any
 from agent.records import (
     Checkpoint,
     Comparison,
+    Contamination,
     Failure,
     FailureKind,
     FileRef,
@@ -163,5 +164,6 @@ def make_report(**fields: Any) -> StudyReport:
         "usage": Usage(),
         "active_seconds": 552.0,
         "ending": "6 of 6 trials are done",
+        "contamination": Contamination(key="c", rows=2012, found={"demo/reverse": 12}, flagged=12, action="removed"),
     }
     return StudyReport(**(values | fields))

@@ -20,7 +20,7 @@ from agent.records import Loss, MiniRun, Recipe, Value
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
 from agent.run.logs import out_of_memory, tail
-from scenarios import Progress
+from scenarios import Progress, Stop
 from scenarios.finetune import outputs
 from scenarios.finetune.arguments import problems, schema
 from scenarios.finetune.data import Prepared, recognise, write
@@ -69,7 +69,7 @@ class Here:
     def say(self, message: str) -> None:
         raise AssertionError(f"nothing is to be said here: {message}")
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         self.jobs.append(job)
         path = f"{self._binaries}{os.pathsep}{os.environ['PATH']}"
         start = time.monotonic()
@@ -370,7 +370,7 @@ def test_what_no_recipe_can_cause_is_an_error(
 
 def test_a_lost_job_is_an_error(tmp_path: Path, plan: TrainingPlan) -> None:
     class Lost(Here):
-        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+        def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
             return Outcome(kind="lost", code=None, seconds=1.0, log=job.log, tail="", reason="the engine went away")
 
     with pytest.raises(MachineError, match="the engine went away"):

@@ -15,7 +15,7 @@ from agent.errors import MachineError, TrialFailed
 from agent.llm import ChatModel, EndpointError, Message, Reply, charge
 from agent.prompts import clip, one_line, printable, render
 from agent.propose import Check
-from agent.propose.digest import Defaults, best_text, in_effect, pending_text, scores_text, trials_text
+from agent.propose.digest import Defaults, best_text, in_effect, mistakes_text, pending_text, scores_text, trials_text
 from agent.records import History, Proposal, Recipe, Scalar, Usage, Value
 
 HISTORY = 24_000  # characters of the prompt for the finished trials
@@ -163,6 +163,7 @@ class Writer:
             "propose_user",
             base=scores_text(history.base),
             best=best_text(history),
+            mistakes=mistakes_text(history),
             budget=brief.budget(),
             trials=trials_text(history, brief.defaults, HISTORY),
             pending=clip(pending_text(pending), HISTORY // 4),
