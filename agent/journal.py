@@ -114,7 +114,29 @@ class OutputWritten(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
     path: str
 
 
-Event = StudyOpened | CallStarted | CallEnded | StageStarted | StageEnded | TrialEnded | SealOpened | OutputWritten
+class LlamaFactoryChosen(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="LLaMA-Factory chosen"):
+    """What all trials of the study train with: a commit, or the installed version (None) for the reason in `why`.
+
+    `arguments` is the SHA-256 of the study's file that holds the commit's arguments.
+    """
+
+    at: float
+    commit: str | None
+    arguments: str | None
+    why: str
+
+
+Event = (
+    StudyOpened
+    | CallStarted
+    | CallEnded
+    | StageStarted
+    | StageEnded
+    | TrialEnded
+    | SealOpened
+    | OutputWritten
+    | LlamaFactoryChosen
+)
 
 
 @dataclass
@@ -143,6 +165,7 @@ class State:
     openings: list[int] = field(default_factory=list)
     output: str | None = None
     published: int | None = None
+    llama_factory: LlamaFactoryChosen | None = None
     best: int | None = None
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
@@ -181,6 +204,8 @@ class State:
                     self.openings.append(event.trial)
             case OutputWritten():
                 self.output, self.published = event.path, event.trial
+            case LlamaFactoryChosen():
+                self.llama_factory = event
 
     def _end_stage(self, event: StageEnded) -> None:
         self.running = None
@@ -222,6 +247,11 @@ class State:
             lesson=lesson,
             seconds=self._trial_seconds.get(number, 0.0),
         )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a trial was ever begun."""
+        return any(trial > 0 for trial, _ in self.attempts)
 
     def mini_runs(self) -> list[tuple[int, MiniRun]]:
         """The successful mini-runs so far, by trial number."""

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scenarios",),
     ("agent.propose", "agent.report"),
     ("agent.study",),
-    ("agent.briefing",),
+    ("agent.briefing", "agent.gather", "agent.llama_factory"),
     ("agent.wiring",),
     ("agent.dry_run", "agent.checks", "agent.removal"),
     ("agent.doctor", "agent.clean"),

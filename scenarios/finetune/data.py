@@ -69,7 +69,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rows: Rows written. dropped: Rows left out because prompt or response was empty or no text.
         fingerprint: sha256 of the chosen files' content and the column map; no path or time is in it.
-        format: As recognised. left_out: Files that were not used, and why.
+        format: As recognised. left_out: Files that were not used, and why. bytes: Of what was written; 0 if unknown.
     """
 
     directory: str
@@ -79,6 +79,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     format: str
     left_out: tuple[str, ...] = ()
+    bytes: int = 0
 
     @property
     def longest(self) -> Path:
@@ -113,6 +114,16 @@ def fingerprint(path: Path, columns: Mapping[str, str] | None = None) -> str:
     return _fingerprint(recognise(path, columns))
 
 
+def usable(dataset: Dataset) -> tuple[int, int]:
+    """Rows that `write` would write, and those that it would leave out; reads all of them, and raises as it does."""
+    rows = dropped = 0
+    for canonical in _canonical_rows(dataset):
+        rows, dropped = (rows, dropped + 1) if canonical is None else (rows + 1, dropped)
+    if not rows:
+        raise _no_usable_row(dataset, dropped)
+    return rows, dropped
+
+
 def write(dataset: Dataset, directory: Path) -> Prepared:
     """Write the canonical data set; one that is already there, of the same content, is kept.
 
@@ -137,10 +148,7 @@ def write(dataset: Dataset, directory: Path) -> Prepared:
             heapq.heappush(longest, entry) if len(longest) < LONGEST else heapq.heappushpop(longest, entry)
             rows += 1
     if not rows:
-        raise UsageError(
-            f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
-            f"columns used: {_as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
-        )
+        raise _no_usable_row(dataset, dropped)
     with replacing(directory / "longest.jsonl") as target:
         target.writelines(f"{line}\n" for _, _, line in sorted(longest, reverse=True))
     with replacing(directory / "dataset_info.json") as target:
@@ -153,6 +161,7 @@ def write(dataset: Dataset, directory: Path) -> Prepared:
         fingerprint=digest,
         format=dataset.format,
         left_out=dataset.left_out,
+        bytes=(directory / "train.jsonl").stat().st_size,
     )
     with replacing(directory / DONE) as target:
         target.write(msgspec.json.encode(prepared).decode())
@@ -293,6 +302,13 @@ def _canonical_rows(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
             yield cells if cells["prompt"].strip() and cells["response"].strip() else None
 
 
+def _no_usable_row(dataset: Dataset, dropped: int) -> UsageError:
+    return UsageError(
+        f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
+        f"columns used: {as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
+    )
+
+
 def _text(cell: object) -> str:
     """A cell as text: numbers as they are written, empty where it holds no text."""
     if isinstance(cell, str):
@@ -331,5 +347,6 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _as_option(columns: Mapping[str, str]) -> str:
+def as_option(columns: Mapping[str, str]) -> str:
+    """The column map as --columns takes it."""
     return ",".join(f"{role}={column}" for role, column in columns.items())
