@@ -123,6 +123,18 @@ class DataScanned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", 
     contamination: Contamination
 
 
+class LlamaFactoryChosen(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="LLaMA-Factory chosen"):
+    """What all trials of the study train with: a commit, or the installed version (None) for the reason in `why`.
+
+    `arguments` is the SHA-256 of the study's file that holds the commit's arguments.
+    """
+
+    at: float
+    commit: str | None
+    arguments: str | None
+    why: str
+
+
 Event = (
     StudyOpened
     | CallStarted
@@ -133,6 +145,7 @@ Event = (
     | SealOpened
     | OutputWritten
     | DataScanned
+    | LlamaFactoryChosen
 )
 
 
@@ -162,6 +175,7 @@ class State:
     openings: list[int] = field(default_factory=list)
     output: str | None = None
     published: int | None = None
+    llama_factory: LlamaFactoryChosen | None = None
     best: int | None = None
     contamination: Contamination | None = None
     usage: Usage = field(default_factory=Usage)
@@ -203,6 +217,8 @@ class State:
                 self.output, self.published = event.path, event.trial
             case DataScanned():
                 self.contamination = event.contamination
+            case LlamaFactoryChosen():
+                self.llama_factory = event
 
     def _end_stage(self, event: StageEnded) -> None:
         self.running = None
@@ -240,6 +256,11 @@ class State:
             lesson=lesson,
             seconds=self._trial_seconds.get(number, 0.0),
         )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a trial was ever begun."""
+        return any(trial > 0 for trial, _ in self.attempts)
 
     def mini_runs(self) -> list[tuple[int, MiniRun]]:
         """The successful mini-runs so far, by trial number."""

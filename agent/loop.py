@@ -26,7 +26,7 @@ IN_A_ROW = 5
 
 def run_call(lab: Lab) -> str:
     """One call on a study: search, open the seal for the winner, put it where it is used; return why it ended."""
-    ending = "an error of ftloop itself"
+    ending, over = "an error of ftloop itself", False
     try:
         try:
             end = search(lab)
@@ -36,6 +36,7 @@ def run_call(lab: Lab) -> str:
         ending = end.reason
         if not end.pause:
             open_seal(lab)
+            over = True
     except BudgetEnded as late:
         ending = f"{ending}; the sealed test was not finished: {late.reason}"
     except KeyboardInterrupt:
@@ -45,7 +46,7 @@ def run_call(lab: Lab) -> str:
         ending = error.message
         raise
     finally:
-        lab.study.end_call(ending)
+        lab.study.end_call(ending, over=over)
     return ending
 
 

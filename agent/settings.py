@@ -70,10 +70,17 @@ class Settings(BaseSettings):
         description="Directory that holds all data, models, studies and outputs (the workspace).",
     )
     docker_enable_cache: bool = Field(
-        default=False, description="True keeps containers and images between runs; False cleans up each time."
+        default=False,
+        description=(
+            "True keeps the images of a study when it ends; False removes them, and they are built again when needed."
+        ),
     )
     update_llama_factory: bool = Field(
-        default=True, description="True updates LLaMA-Factory before a run; False uses the version at hand."
+        default=True,
+        description=(
+            "True lets a new study train with LLaMA-Factory's newest commit (docker runner only); "
+            "False with the locked version."
+        ),
     )
     benchmark_datasets: Annotated[tuple[str, ...], _JsonArray] = Field(
         default=("aime25",), description="Benchmarks, as a JSON array. Unset, a demo data set brings its own."

@@ -70,6 +70,11 @@ class StudyPaths:
         return self.root / "templates"
 
     @property
+    def arguments(self) -> Path:
+        """The arguments of the study's LLaMA-Factory, where that is not the installed one."""
+        return self.root / "arguments.json"
+
+    @property
     def transcript(self) -> Path:
         """What was said to the language model and what it answered."""
         return self.root / "transcript.jsonl"

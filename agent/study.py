@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from agent.budget import Budget
-from agent.errors import BudgetEnded, MachineError, TrialFailed
+from agent.errors import BudgetEnded, MachineError, StudyError, TrialFailed
 from agent.journal import (
     NOTHING,
     Call,
@@ -108,6 +108,7 @@ class Study:
         self.journal = journal
         self.view = view
         self.budget = budget
+        self.over = False
         self._runner = runner
 
     def start_call(self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None) -> None:
@@ -131,8 +132,9 @@ class Study:
         for trial in self.journal.state.trials:  # a kill may have come between a trial's end and its pruning
             self._prune(trial.number)
 
-    def end_call(self, reason: str) -> None:
-        """Record why this call ended."""
+    def end_call(self, reason: str, *, over: bool = False) -> None:
+        """Record why this call ended; `over` where the study has nothing left to do until another call adds to it."""
+        self.over = over
         state = self.journal.state
         self.journal.append(
             CallEnded(at=self.journal.now(), call=len(state.calls), reason=reason, seconds=self.budget.spent())
@@ -271,14 +273,25 @@ class Study:
             self.journal.append(SealOpened(at=self.journal.now(), trial=trial))
 
     def publish(self, winner: Trial, output: Path) -> None:
-        """Copy the winner's weights and recipe to `output`, whole or not at all, and record it."""
+        """Copy the winner's weights and recipe to `output`, whole or not at all, and record it.
+
+        Raises:
+            StudyError: `output` does not have them, and the checkpoint was removed.
+        """
         assert winner.checkpoint is not None
         assert winner.proposal is not None
         recipe = f"# {self.name}, trial {winner.number}\n" + yaml.safe_dump(
             {**winner.proposal.recipe.train, "seed": winner.proposal.recipe.seed}, sort_keys=True
         )
         marker = output / "recipe.yaml"
-        if not marker.exists() or marker.read_text() != recipe:
+        gone = not Path(winner.checkpoint.path).is_dir()
+        published = gone and self.journal.state.published == winner.number and output.is_dir()
+        if not published and (not marker.exists() or marker.read_text() != recipe):
+            if gone:
+                raise StudyError(
+                    f"trial {winner.number}'s weights are neither in {winner.checkpoint.path} nor in {output} any more",
+                    f"bring one of them back from a backup, or move {self.paths.root} away and search anew",
+                )
             draft = output.with_name(f".{output.name}.new")
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(

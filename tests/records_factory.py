@@ -127,6 +127,20 @@ def make_failed(number: int, kind: FailureKind = "train:oom", reason: str = "", 
     )
 
 
+def make_identity(**fields: Any) -> Identity:
+    """The study of the demo; `fields` replace any field of the record."""
+    values: dict[str, Any] = {
+        "dataset": "demo/reverse",
+        "dataset_fingerprint": "d" * 64,
+        "model": "demo/tiny",
+        "model_fingerprint": "e" * 64,
+        "benchmarks": ("demo/reverse",),
+        "limit": 150,
+        "generation": {"temperature": 0.0, "max_new_tokens": 32},
+    }
+    return Identity(**(values | fields))
+
+
 def make_report(**fields: Any) -> StudyReport:
     """A study of six trials that found a winner (trial 4) and opened its test split once."""
     trials = (
@@ -142,15 +156,7 @@ def make_report(**fields: Any) -> StudyReport:
     values: dict[str, Any] = {
         "study": "demo-reverse-3f2a",
         "directory": "/ws/studies/demo-reverse-3f2a",
-        "identity": Identity(
-            dataset="demo/reverse",
-            dataset_fingerprint="d" * 64,
-            model="demo/tiny",
-            model_fingerprint="e" * 64,
-            benchmarks=("demo/reverse",),
-            limit=150,
-            generation={"temperature": 0.0, "max_new_tokens": 32},
-        ),
+        "identity": make_identity(),
         "base": (make_score(0.013),),
         "trials": trials,
         "best": 4,

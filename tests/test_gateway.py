@@ -74,7 +74,10 @@ def at_work(gateway: Gateway) -> Iterator[openai.OpenAI]:
 
 def ask(client: openai.OpenAI, text: str, **options: Any) -> str | None:
     messages: Any = [{"role": "user", "content": text}]
-    return client.chat.completions.create(model="any", messages=messages, **options).choices[0].message.content
+    content: str | None = (
+        client.chat.completions.create(model="any", messages=messages, **options).choices[0].message.content
+    )
+    return content
 
 
 def judged(gateway: Gateway, samples: int = 1) -> tuple[list[str | None], Judged]:

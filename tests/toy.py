@@ -36,7 +36,6 @@ from agent.records import (
     Comparison,
     FileRef,
     History,
-    Identity,
     MiniRun,
     Proposal,
     Question,
@@ -53,17 +52,10 @@ from agent.space import Float, Parameter, Space
 from agent.store import StudyPaths, locked
 from agent.study import Lab, Study, allowance
 from scenarios import Bench
+from tests.records_factory import make_identity
 
 QUESTIONS = 100
-IDENTITY = Identity(
-    dataset="toy",
-    dataset_fingerprint="d",
-    model="coin",
-    model_fingerprint="m",
-    benchmarks=("coins",),
-    limit=None,
-    generation={},
-)
+IDENTITY = make_identity(dataset="toy", model="coin", benchmarks=("coins",), limit=None, generation={})
 
 
 class ThisPython:

@@ -92,6 +92,11 @@ class _Draft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent: int | None = None
 
 
+def author(model: ChatModel) -> str:
+    """Who is named as the author of a model's proposals."""
+    return f"llm:{model.endpoint.model}"
+
+
 class Writer:
     """Implements `agent.propose.Proposer` with a chat model.
 
@@ -122,7 +127,7 @@ class Writer:
     @property
     def name(self) -> str:
         """The author of its proposals."""
-        return f"llm:{self._model.endpoint.model}"
+        return author(self._model)
 
     def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
         """The next proposal; raises ProposalFailed after too many unusable replies, EndpointError, BudgetEnded.

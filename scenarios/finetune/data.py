@@ -70,7 +70,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rows: Rows written. dropped: Rows left out because prompt or response was empty or no text.
         fingerprint: sha256 of the chosen files' content and the column map; no path or time is in it.
-        format: As recognised. left_out: Files that were not used, and why.
+        format: As recognised. left_out: Files that were not used, and why. bytes: Of what was written; 0 if unknown.
         contamination: What was found of the benchmarks' questions, once that was looked for (contamination.py).
     """
 
@@ -82,6 +82,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     left_out: tuple[str, ...] = ()
     contamination: Contamination | None = None
+    bytes: int = 0
 
     @property
     def longest(self) -> Path:
@@ -116,6 +117,16 @@ def fingerprint(path: Path, columns: Mapping[str, str] | None = None) -> str:
     return _fingerprint(recognise(path, columns))
 
 
+def usable(dataset: Dataset) -> tuple[int, int]:
+    """Rows that `write` would write, and those that it would leave out; reads all of them, and raises as it does."""
+    rows = dropped = 0
+    for canonical in _canonical_rows(dataset):
+        rows, dropped = (rows, dropped + 1) if canonical is None else (rows + 1, dropped)
+    if not rows:
+        raise _no_usable_row(dataset, dropped)
+    return rows, dropped
+
+
 def write(dataset: Dataset, directory: Path, *, again: bool = False) -> Prepared:
     """Write the canonical data set; one that is already there, of the same content, is kept, unless `again`.
 
@@ -138,10 +149,7 @@ def write(dataset: Dataset, directory: Path, *, again: bool = False) -> Prepared
 
     rows = _write_rows(directory, "train", lines())
     if not rows:
-        raise UsageError(
-            f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
-            f"columns used: {_as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
-        )
+        raise _no_usable_row(dataset, dropped)
     with replacing(directory / "dataset_info.json") as target:
         target.write(json.dumps(info(dataset.columns), indent=2) + "\n")
     return _done(
@@ -153,6 +161,7 @@ def write(dataset: Dataset, directory: Path, *, again: bool = False) -> Prepared
             fingerprint=digest,
             format=dataset.format,
             left_out=dataset.left_out,
+            bytes=(directory / "train.jsonl").stat().st_size,
         )
     )
 
@@ -165,7 +174,8 @@ def without(prepared: Prepared, rows: Set[int], contamination: Contamination) ->
         with (directory / f"{prepared.name}.jsonl").open(encoding="utf-8") as source:
             kept = (line.rstrip("\n") for number, line in enumerate(source) if number not in rows)
             left = _write_rows(directory, prepared.name, kept)
-    return _done(msgspec.structs.replace(prepared, rows=left, contamination=contamination))
+    size = (Path(prepared.directory) / f"{prepared.name}.jsonl").stat().st_size
+    return _done(msgspec.structs.replace(prepared, rows=left, bytes=size, contamination=contamination))
 
 
 def _write_rows(directory: Path, name: str, lines: Iterable[str]) -> int:
@@ -325,6 +335,13 @@ def _canonical_rows(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
             yield cells if cells["prompt"].strip() and cells["response"].strip() else None
 
 
+def _no_usable_row(dataset: Dataset, dropped: int) -> UsageError:
+    return UsageError(
+        f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
+        f"columns used: {as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
+    )
+
+
 def _text(cell: object) -> str:
     """A cell as text: numbers as they are written, empty where it holds no text."""
     if isinstance(cell, str):
@@ -363,5 +380,6 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _as_option(columns: Mapping[str, str]) -> str:
+def as_option(columns: Mapping[str, str]) -> str:
+    """The column map as --columns takes it."""
     return ",".join(f"{role}={column}" for role, column in columns.items())

@@ -13,7 +13,7 @@ from agent.errors import TrialFailed
 from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed, Split
 from agent.store import require_disk
 from scenarios import Bench
-from scenarios.finetune import training
+from scenarios.finetune import footprint, training
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.judging import Judges
@@ -24,6 +24,10 @@ from scenarios.finetune.training import TrainingPlan
 
 WORTH = 10
 """A training that has taken less than so many mini-runs finds out by itself as soon as a mini-run would."""
+
+
+ROOM = 1 << 30
+"""Bytes of disk that are left to everything else, the study's own files included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +54,16 @@ class FineTune:
 
     def problems(self, recipe: Recipe) -> list[str]:
         """Why this recipe may not run; no job, no torch."""
-        return problems(recipe.train, self.plan.bounds)
+        found = problems(recipe.train, self.plan.bounds, self.plan.arguments)
+        if not found and (too_large := footprint.problem(recipe, self.plan)):  # a broken recipe has no size
+            found = [too_large]
+        return found
 
     def check(self, recipe: Recipe) -> Checked:
         """The same as a stage."""
         if found := self.problems(recipe):
             raise TrialFailed("check", "; ".join(found))
-        return Checked(changed=tuple(canonical(recipe.train)))
+        return Checked(changed=tuple(canonical(recipe.train, self.plan.arguments)))
 
     def mini_run(
         self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
@@ -66,11 +73,14 @@ class FineTune:
         if ran and trained and max(trained) < WORTH * min(ran):
             bench.say(f"mini-run left out: {min(ran):.0f} s of it would guard a training of {max(trained):.0f} s")
             return MiniRun(shape=training.shape(recipe, self.plan), steps=0, seconds=0.0)
+        needed = footprint.footprint(recipe, self.plan).mini_run
+        require_disk(bench.directory, needed + ROOM, "a mini-run")
         return training.mini_run(bench, recipe, self.plan, earlier)
 
     def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
         """Train, if the disk has room for weights and their copy in output/."""
-        require_disk(bench.directory, 2 * self.plan.model.bytes + (1 << 30), "a training and its weights")
+        needed = footprint.footprint(recipe, self.plan).until_published
+        require_disk(bench.directory, needed + ROOM, "a training and the copy of its weights")
         return training.train(bench, recipe, self.plan)
 
     def baseline(self, bench: Bench) -> Scores:
