@@ -31,6 +31,7 @@ class Budget:
         self._clock = clock
         self._started = clock()
         self._reserved = 0.0
+        self._reserved_for = ""
 
     @property
     def counted(self) -> bool:
@@ -45,9 +46,10 @@ class Budget:
         """Active seconds so far."""
         return self._clock() - self._started
 
-    def reserve(self, seconds: float) -> None:
-        """Keep this many of the seconds back for what must happen at the end (the sealed test)."""
+    def reserve(self, seconds: float, what: str = "the sealed test") -> None:
+        """Keep this many of the seconds back for what must happen at the end."""
         self._reserved = max(self._reserved, seconds)
+        self._reserved_for = what
 
     def release(self) -> None:
         """Make the reserved seconds available: the end has come."""
@@ -63,8 +65,9 @@ class Budget:
         if left is None or left > 0:
             return None
         if self._seconds is not None and 0 < self._seconds <= self._reserved:
-            return f"a call of {self._seconds:.0f} s is too short: {self._reserved:.0f} s are kept for the sealed test"
-        kept = f" ({self._reserved:.0f} s are kept for the sealed test)" if self._reserved else ""
+            kept = f"{self._reserved:.0f} s are kept for {self._reserved_for}"
+            return f"a call of {self._seconds:.0f} s is too short: {kept}"
+        kept = f" ({self._reserved:.0f} s are kept for {self._reserved_for})" if self._reserved else ""
         return f"the call's time is over{kept}"
 
     def before_trial(self) -> None:

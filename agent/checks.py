@@ -249,8 +249,9 @@ def model(settings: Settings, machine: Hardware) -> Iterator[Finding]:
 
 def benchmarks(settings: Settings) -> Iterator[Finding]:
     """Whether each configured benchmark is known, and its data on disk."""
-    default = settings.origin("benchmark_datasets") == "default"
-    for name in settings.benchmark_datasets:
+    unset = settings.origin("benchmark_datasets") == "default"
+    for name in (*settings.benchmark_datasets, *settings.search_benchmarks):
+        default = unset and name in settings.benchmark_datasets
         try:
             require_known(name)
             yield _benchmark(name, settings.file_path)
@@ -298,7 +299,7 @@ def proposer(settings: Settings) -> Iterator[Finding]:
 def judge(settings: Settings) -> Iterator[Finding]:
     """The model that marks answers, where a configured benchmark needs one."""
     named = () if settings.origin("benchmark_datasets") == "default" else settings.benchmark_datasets
-    needed = ", ".join(name for name in named if needs_judge(name))
+    needed = ", ".join(name for name in (*named, *settings.search_benchmarks) if needs_judge(name))
     if not needed:
         yield _ok("judge", "not needed by the configured benchmarks")
     elif (endpoint := settings.judge_endpoint()) is None:

@@ -233,6 +233,18 @@ def _weights(remover: Remover, name: str, state: State) -> Iterator[Item]:
                 yield remover.remove(place, f"weights of trial {number}, the winner: output/{name} has them")
             else:
                 yield remover.remove(place, f"weights of trial {number}, which is over")
+        yield from _confirmations(remover, paths, number, state)
+
+
+def _confirmations(remover: Remover, paths: StudyPaths, number: int, state: State) -> Iterator[Item]:
+    """The weights that --confirm left where it was interrupted between training and scoring, or is of no use now."""
+    for weights in sorted(paths.trial(number).glob("confirm-*-train/model")):
+        place = str(weights.relative_to(remover.root))
+        scored = weights.parent.name.removesuffix("train") + "bench"
+        if number == state.best and (number, scored) not in state.stages:
+            yield Item(what=place, fate="kept", why="--confirm is not finished with it")
+        else:
+            yield remover.remove(place, f"weights of trial {number}'s recipe from another seed, which are scored")
 
 
 def _needed(root: Path, name: str, state: State, weights: Path) -> str:

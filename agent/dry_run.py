@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent import hub
 from agent.errors import UsageError
-from agent.gather import DEFAULT_MODEL
+from agent.gather import DEFAULT_MODEL, benchmark_names
 from agent.llm import Endpoint
 from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
+from agent.ruler import sensitivity
 from agent.settings import Settings, load
 from agent.wiring import chosen_endpoint
 from scenarios.finetune import data, demo
-from scenarios.finetune.benchmarks import require_known
+from scenarios.finetune.measures import measures, require_names
 from scenarios.finetune.registry import REGISTRY
 
 
@@ -31,18 +32,23 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     """The plan, one (name, words) a line."""
     yield from _data_set(options.dataset, settings)
     yield "model", _model(options, settings.file_path)
-    yield "benchmarks", ", ".join(_benchmarks(options, settings))
-    limit = settings.benchmark_limit
-    yield "questions", "all" if limit is None else f"{limit} of each half of a benchmark"
+    yield from _benchmarks(options, settings)
+    limit, pool = settings.benchmark_limit, settings.search_benchmarks
+    yield "questions", "all" if limit is None else f"{limit} of each {'' if pool else 'half of a '}benchmark"
+    yield from (("", line) for line in _shown(options, settings))
     yield "runner", {"auto": "docker if an engine answers, else local"}.get(settings.runner, settings.runner)
     yield "proposer", _proposer(settings)
     yield "budget", _budget(options)
-    yield "first", "score the base on the search half of each benchmark"
+    yield "first", f"score the base on {'the search benchmarks' if pool else 'the search half of each benchmark'}"
     yield "each trial", " -> ".join(STAGES)
     yield "mini-run", f"at most {duration(settings.debug_timeout)} (FT_DEBUG_TIMEOUT)"
     yield "train", f"at most {duration(settings.full_timeout)} (FT_FULL_TIMEOUT)"
     yield "bench", f"at most {duration(settings.benchmark_timeout)} (FT_BENCHMARK_TIMEOUT)"
-    yield "last", "open the sealed half for the winner and the base; put the winner under output/"
+    sealed = "the sealed benchmarks" if pool else "the sealed half"
+    yield "last", f"open {sealed} for the winner and the base; put the winner under output/"
+    if options.confirm:
+        times = count(options.confirm, "other seed")
+        yield "confirm", f"train the winner's recipe from {times}, and score it as candidates are"
     yield "workspace", f"{settings.file_path} (FT_FILE_PATH: {settings.origin('file_path')})"
 
 
@@ -79,18 +85,42 @@ def _where(found: hub.Fetched | None) -> str:
     return f"on disk in {found.path}" if found else "downloaded from the Hugging Face hub"
 
 
-def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
-    if options.dataset in demo.DEMO and settings.origin("benchmark_datasets") == "default":
-        return (options.dataset.removeprefix("demo/"),)
-    for name in settings.benchmark_datasets:
-        require_known(name)
+def _benchmarks(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
+    names, pool = benchmark_names(options, settings), settings.search_benchmarks
+    require_names(names, pool)
+    for name in (*names, *pool):
         if name in REGISTRY and REGISTRY[name].source is None and options.dataset not in demo.DEMO:
             raise UsageError(f"benchmark {name} belongs to the demo data set demo/{name}", "choose another one")
         if name.endswith((".yaml", ".yml")) and not Path(name).expanduser().is_file():
             raise UsageError(f"there is no task YAML {name}", "give the path of an lm-eval task YAML")
-    return tuple(
-        f"{name} ({REGISTRY[name].description})" if name in REGISTRY else name for name in settings.benchmark_datasets
-    )
+    yield "benchmarks", _described(names) + (", sealed whole" if pool else "")
+    if pool:
+        yield "searched", f"with {_described(pool)}"
+
+
+def _described(names: Sequence[str]) -> str:
+    return ", ".join(f"{name} ({REGISTRY[name].description})" if name in REGISTRY else name for name in names)
+
+
+def _shown(options: LoopOptions, settings: Settings) -> Iterator[str]:
+    """What the questions can show at all, where their data are on disk already."""
+
+    class NotHere(Exception):
+        pass
+
+    def fetch(dataset: str) -> Path:
+        raise NotHere
+
+    folder = settings.file_path / "datasets" / options.dataset if options.dataset in demo.DEMO else None
+    try:
+        if folder and not (folder / demo.BENCHMARK_FILE).is_file():
+            raise NotHere
+        names = benchmark_names(options, settings)
+        found = measures(names, settings.search_benchmarks, settings.file_path, fetch, folder)
+    except NotHere:
+        yield "what they can show is said once their data are on disk"
+        return
+    yield from (*found.notes, *sensitivity(found, settings))
 
 
 def _proposer(settings: Settings) -> str:

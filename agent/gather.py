@@ -11,7 +11,7 @@ from agent.budget import Budget
 from agent.errors import FtloopError, UsageError
 from agent.hardware import Hardware
 from agent.options import LoopOptions
-from agent.records import Identity
+from agent.records import SEARCHED, Identity
 from agent.report import View
 from agent.ruler import asked_how, choose_judges
 from agent.run import Runner
@@ -19,7 +19,7 @@ from agent.settings import Settings
 from agent.store import Workspace
 from agent.study import StageBench
 from scenarios.finetune import data, demo
-from scenarios.finetune.benchmarks import Benchmark, require_known, resolve
+from scenarios.finetune.measures import Measures, measures, require_names
 from scenarios.finetune.models import ModelInfo, choose_model, inspect, weights_hash
 
 DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
@@ -28,7 +28,7 @@ DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
 
 @dataclass(frozen=True)
 class Subject:
-    """What is studied: the data, the base model and what it is measured by."""
+    """What is studied: the data, the base model and what it is measured with."""
 
     dataset: str
     data_path: Path
@@ -36,7 +36,7 @@ class Subject:
     model: str
     info: ModelInfo
     weights: str
-    benchmarks: tuple[Benchmark, ...]
+    measures: Measures
     identity: Identity
 
 
@@ -44,15 +44,12 @@ def gather(
     options: LoopOptions, settings: Settings, workspace: Workspace, runner: Runner, machine: Hardware, view: View
 ) -> Subject:
     """Find, download or make data, model and benchmarks."""
-    names, folder = settings.benchmark_datasets, None
+    names, folder = benchmark_names(options, settings), None
+    require_names(names, settings.search_benchmarks)  # before a data set is downloaded for nothing
     if options.dataset.startswith("demo/"):
         folder = make_demo(options.dataset, workspace)
         data_path = folder / demo.TRAIN_FILE
-        if settings.origin("benchmark_datasets") == "default":
-            names = (options.dataset.removeprefix("demo/"),)
     else:
-        for name in names:
-            require_known(name)  # before a data set is downloaded for nothing
         data_path = hub.fetch("dataset", options.dataset, workspace.root, view.say).path
     recognised = data.recognise(data_path, settings.columns)
     for line in recognised.left_out:
@@ -67,8 +64,8 @@ def gather(
             error.hint = f"or lay its rows by hand in {by_hand}/train.jsonl and test.jsonl (see the README)"
             raise
 
-    benchmarks = resolve(names, workspace.root, fetch, folder)
-    judges = choose_judges(settings, benchmarks, workspace.scores)
+    measured = measures(names, settings.search_benchmarks, workspace.root, fetch, folder)
+    judges = choose_judges(settings, measured.all, workspace.scores)
     model, path = choose_base(options, workspace, runner, machine, view)
     info = inspect(path)
     if not info.chat_template and settings.template is None:
@@ -81,16 +78,24 @@ def gather(
         dataset_fingerprint=data.fingerprint(data_path, settings.columns),
         model=model,
         model_fingerprint=weights,
-        benchmarks=tuple(benchmark.name for benchmark in benchmarks),
+        benchmarks=tuple(benchmark.name for benchmark in measured.sealed),
         limit=settings.benchmark_limit,
         generation={
             "template": settings.template or "the tokenizer's own",
             "cutoff_len": settings.cutoff_len,
             **({"contamination": "mark"} if settings.contamination == "mark" else {}),  # trains on other rows
-            **{b.name: asked_how(b, settings, judges) for b in benchmarks},
+            **({SEARCHED: ", ".join(b.name for b in measured.search)} if measured.pooled else {}),
+            **{b.name: asked_how(b, settings, judges) for b in measured.all},
         },
     )
-    return Subject(options.dataset, data_path, settings.columns, model, info, weights, benchmarks, identity)
+    return Subject(options.dataset, data_path, settings.columns, model, info, weights, measured, identity)
+
+
+def benchmark_names(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
+    """What is aimed at; a demo data set brings its own benchmark where none is named."""
+    if options.dataset in demo.DEMO and settings.origin("benchmark_datasets") == "default":
+        return (options.dataset.removeprefix("demo/"),)
+    return settings.benchmark_datasets
 
 
 def make_demo(name: str, workspace: Workspace) -> Path:

@@ -22,6 +22,7 @@ from agent.records import (
     STAGES,
     Checkpoint,
     Comparison,
+    Confirmation,
     Contamination,
     Failure,
     Identity,
@@ -35,6 +36,8 @@ from agent.records import (
 FORMAT = 1
 NOTHING = msgspec.Raw(b"null")
 StageEnding = Literal["done", "failed", "stopped", "interrupted", "broken"]
+ConfirmStage = Literal["train", "bench", "accept"]
+CONFIRM_STAGES: tuple[ConfirmStage, ...] = ("train", "bench", "accept")
 Record = TypeVar("Record", bound=msgspec.Struct)
 
 
@@ -149,6 +152,11 @@ Event = (
 )
 
 
+def confirm_stage(index: int, stage: ConfirmStage) -> str:
+    """The name of a stage in which the winner's recipe is trained again, from 1 on: "confirm-1-train"."""
+    return f"confirm-{index}-{stage}"
+
+
 @dataclass
 class Call:
     """What one call asked for and how far it came."""
@@ -179,6 +187,7 @@ class State:
     best: int | None = None
     contamination: Contamination | None = None
     usage: Usage = field(default_factory=Usage)
+    judging: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     _trial_seconds: dict[int, float] = field(default_factory=dict)
 
@@ -224,8 +233,10 @@ class State:
         self.running = None
         self.seconds += event.seconds
         self._trial_seconds[event.trial] = self._trial_seconds.get(event.trial, 0.0) + event.seconds
-        if event.usage is not None:
+        if event.usage is not None and event.stage == "propose":
             self.usage = self.usage + event.usage
+        elif event.usage is not None:
+            self.judging = self.judging + event.usage
         if event.ending in ("done", "failed"):
             self.stages[(event.trial, event.stage)] = event
             if event.trial > 0 and event.stage in STAGES and self.calls:
@@ -256,6 +267,27 @@ class State:
             lesson=lesson,
             seconds=self._trial_seconds.get(number, 0.0),
         )
+
+    def confirmations(self) -> tuple[Confirmation, ...]:
+        """The winner's trainings from other seeds that are over, in the order of their seeds."""
+        if self.best is None or (proposal := self.trial(self.best).proposal) is None:
+            return ()
+        found, index = [], 0
+        while (self.best, confirm_stage(index := index + 1, "train")) in self.attempts:
+            ended = [self.stages.get((self.best, confirm_stage(index, stage))) for stage in CONFIRM_STAGES]
+            failure = next((stage.failure for stage in ended if stage and stage.failure), None)
+            if failure is None and ended[-1] is None:
+                continue  # interrupted, and not gone on with yet
+            scores = self.result(self.best, confirm_stage(index, "bench"), Scores)
+            found.append(
+                Confirmation(
+                    seed=proposal.recipe.seed + index,
+                    scores=scores.scores if scores else (),
+                    comparison=self.result(self.best, confirm_stage(index, "accept"), Comparison),
+                    failure=failure,
+                )
+            )
+        return tuple(found)
 
     @property
     def begun(self) -> bool:

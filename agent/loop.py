@@ -15,6 +15,7 @@ if __name__ == "__main__":  # run as a script: be `agent.loop`, loaded once, wit
 
 from collections.abc import Sequence
 
+from agent.confirm import confirm
 from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, SettingError, TrialFailed
 from agent.options import parse
 from agent.records import Checked, Checkpoint, Comparison, History, MiniRun, Proposal, Score, Scores, Sealed, Trial
@@ -26,7 +27,7 @@ IN_A_ROW = 5
 
 def run_call(lab: Lab) -> str:
     """One call on a study: search, open the seal for the winner, put it where it is used; return why it ended."""
-    ending, over = "an error of ftloop itself", False
+    ending, over, last = "an error of ftloop itself", False, "the sealed test"
     try:
         try:
             end = search(lab)
@@ -36,9 +37,11 @@ def run_call(lab: Lab) -> str:
         ending = end.reason
         if not end.pause:
             open_seal(lab)
+            last = "training from other seeds (--confirm)"
+            confirm(lab)
             over = True
     except BudgetEnded as late:
-        ending = f"{ending}; the sealed test was not finished: {late.reason}"
+        ending = f"{ending}; {last} was not finished: {late.reason}"
     except KeyboardInterrupt:
         ending = "stopped by the user"
         raise
@@ -55,7 +58,7 @@ def search(lab: Lab) -> BudgetEnded:
     try:
         score_base(lab)
         while True:
-            keep_time_for_the_seal(lab)
+            keep_time_for_the_end(lab)
             stop_at_ceiling(lab)
             lab.study.budget.before_trial()
             rescore_best(lab)
@@ -77,12 +80,19 @@ def score_base(lab: Lab) -> Scores:
     return scores
 
 
-def keep_time_for_the_seal(lab: Lab) -> None:
-    """Reserve what scoring the base and the slowest candidate took, and a quarter more: they are scored once again."""
-    history = lab.study.history()
-    base = sum(score.seconds for score in history.base)
-    candidates = [sum(map(_in_full, trial.scores)) for trial in history.trials if trial.scores]
-    lab.study.budget.reserve(1.25 * (base + max(candidates, default=base)))
+def keep_time_for_the_end(lab: Lab) -> None:
+    """Reserve what comes after the search, and a quarter more, as slow as the slowest candidate so far.
+
+    That is the sealed test of base and winner, and with --confirm the winner's trainings and their scores.
+    """
+    base = lab.study.base()
+    assert base is not None
+    trials, (_, trained) = lab.study.history().trials, lab.study.ran()
+    candidates = [sum(map(_in_full, trial.scores)) for trial in trials if trial.scores]
+    slowest = max(candidates, default=sum(score.seconds for score in base.scores))
+    again = lab.confirm * (max(trained, default=0.0) + slowest)
+    what = "the sealed test and --confirm" if lab.confirm else "the sealed test"
+    lab.study.budget.reserve(1.25 * (lab.scenario.seal_seconds(base, slowest) + again), what)
 
 
 def _in_full(score: Score) -> float:

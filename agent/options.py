@@ -53,6 +53,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
         dataset: Hub name, directory, or a built-in `demo/...` name.
         loop_n, step_n: Trials and stages that this call may add; None means unlimited.
         timeout: Seconds of active time of this call; None means unlimited.
+        confirm: How often the winner's recipe is trained again, from other seeds.
         config: YAML file with settings.
         seed: Seed of the proposer.
         columns: Role -> column of the data set ("prompt" -> "problem").
@@ -64,6 +65,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
     loop_n: int | None = None
     step_n: int | None = None
     timeout: float | None = None
+    confirm: int = 0
     config: str | None = None
     runner: str | None = None
     proposer: str | None = None
@@ -102,6 +104,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(*_spellings("--loop_n"), type=_count, metavar="N", help="trials to add in this call (default: unlimited)")
     add(*_spellings("--step_n"), type=_count, metavar="N", help="stages to add in this call (default: unlimited)")
     add("--timeout", type=duration, metavar="TIME", help="active time of this call: 3600, 90s, 15m, 12h, 1d")
+    add(
+        "--confirm",
+        type=_whole(0),
+        default=0,
+        metavar="N",
+        help="at the end, train the winner's recipe from N other seeds and report the spread (default: 0)",
+    )
     add("--config", metavar="FILE", help="YAML file with settings")
     add("--runner", choices=RUNNERS, help="where jobs run (default: auto: docker if an engine answers, else local)")
     add(

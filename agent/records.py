@@ -22,7 +22,7 @@ Verdict = Literal["better", "tie", "worse", "unscored", "undecidable"]
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What the proposer's language model consumed.
+    """What a language model consumed.
 
     `cost` is in US dollars; None means that the model's price is not known.
     """
@@ -275,8 +275,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return self.comparison.verdict if self.comparison else f"failed ({self.failure.kind if self.failure else '?'})"
 
 
+SEARCHED = "searched with"
+"""The entry in an identity's `generation` that names a search pool's benchmarks."""
+
+
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What makes two calls the same study. Budgets, runner, proposer and keys are no part of it."""
+    """What makes two calls the same study. Budgets, runner, proposer and keys are no part of it.
+
+    Attributes:
+        benchmarks: What is aimed at: halved, or sealed whole where `pool` stands in for the search halves.
+        generation: How each benchmark is asked, and further settings that make scores comparable.
+    """
 
     dataset: str
     dataset_fingerprint: str
@@ -285,6 +294,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     benchmarks: tuple[str, ...]
     limit: int | None
     generation: dict[str, Any]
+
+    @property
+    def pool(self) -> str:
+        """The names of the search pool's benchmarks; empty without one."""
+        return str(self.generation.get(SEARCHED, ""))
 
 
 class Contamination(msgspec.Struct, frozen=True, kw_only=True):
@@ -353,11 +367,32 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sealed test split said, opened for the winner and the base after the search ended."""
+    """What the sealed test split said, opened for the winner and the base after the search ended.
+
+    `others` are the base's scores at settings that were not its better ones, where it was scored at several.
+    """
 
     winner: tuple[Score, ...]
     base: tuple[Score, ...]
     comparison: Comparison
+    others: tuple[Score, ...] = ()
+
+
+class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
+    """The winner's recipe trained again from another seed, and scored on the search split from fresh seeds.
+
+    `comparison` is with the base; None where the training or its scoring failed.
+    """
+
+    seed: int
+    scores: tuple[Score, ...] = ()
+    comparison: Comparison | None = None
+    failure: Failure | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score on the search split; None where it has no score."""
+        return sum(s.mean for s in self.scores) / len(self.scores) if self.scores else None
 
 
 class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -371,6 +406,8 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
         output: Directory of the winner's weights, once copied there.
         active_seconds: Time spent in stages, over all calls.
         contamination: What the scan of the training data found; None where none was made.
+        confirmations: The winner's recipe trained again (--confirm), in the order of their seeds.
+        usage, judging: What the proposer's language model consumed, and the judge.
     """
 
     study: str
@@ -387,3 +424,5 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
     ending: str
     contamination: Contamination | None = None
     others: tuple[Score, ...] = ()
+    confirmations: tuple[Confirmation, ...] = ()
+    judging: Usage = Usage()

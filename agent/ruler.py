@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent import accept
 from agent.errors import UsageError
+from agent.records import Split
 from agent.settings import Settings
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.judging import Judges
+from scenarios.finetune.measures import Measures
 from scenarios.finetune.score_cache import Sampling, sampling_for
+
+MORE_SAMPLES = 8
+"""Answers a question beyond which more of them show little more."""
+
+EXAMPLE_POOL = ("aime24", "math")
 
 
 def asked_how(benchmark: Benchmark, settings: Settings, judges: Judges | None) -> str:
@@ -42,30 +50,82 @@ def choose_judges(settings: Settings, benchmarks: Sequence[Benchmark], scores: P
     from agent.llm import Endpoint, Price
 
     endpoint = Endpoint.of(found, "FT_JUDGE")
+    price = Price(input=settings.judge_price_input, output=settings.judge_price_output)
 
     def gateway(verdicts: Sequence[str], directory: Path) -> Gateway:
         role = Judge(tuple(verdicts), scores / "verdicts")
-        return Gateway(endpoint, Price(), role, transcript=directory / "judge.jsonl")
+        return Gateway(endpoint, price, role, transcript=directory / "judge.jsonl")
 
     return Judges(found.model, gateway)
 
 
-def sensitivity(benchmarks: Sequence[Benchmark], settings: Settings) -> Iterator[str]:
-    """What each benchmark's search half can show at all, said before anything is spent."""
-    for benchmark in benchmarks:
+def sensitivity(measures: Measures, settings: Settings) -> Iterator[str]:
+    """What the search can show at all and what it costs to ask, said before anything is spent."""
+    shown = []
+    for benchmark in measures.search:
         n, sampling = _sampling(benchmark, settings)
-        answers = f", {sampling}" if sampling.samples > 1 else ""
         smallest = accept.detectable(n, samples=sampling.samples)
-        if accept.decidable(n, samples=sampling.samples):
-            gain = f"a gain of {smallest * 100:.0f} points would be found"
-            yield f"{benchmark.name}: {n} questions to search with{answers}; {gain}"
+        shown.append(smallest)
+        answers = f", {sampling}" if sampling.samples > 1 else ""
+        alone = " alone" if len(measures.search) > 1 else ""
+        if smallest <= accept.HOPELESS:
+            gain = f"a gain of {_points(smallest)} would be found{alone}"
         else:
-            yield f"{benchmark.name}: {n} questions to search with{answers} are too few to prove a gain: undecidable"
+            gain = f"too few to prove a gain{alone}: undecidable"
+        yield f"{benchmark.name}: {n} questions to search with{answers}; {gain}"
         if benchmark.halves.duplicates:
             yield f"{benchmark.name}: {benchmark.halves.duplicates} repeated questions are asked once"
+    if (smallest := accept.together(shown)) > accept.HOPELESS:
+        yield from _hopeless(measures, settings)
+    elif len(shown) > 1:
+        yield f"together: a gain of {_points(smallest)} on each would be found"
+    yield from _cost(measures, settings)
+
+
+def _hopeless(measures: Measures, settings: Settings) -> Iterator[str]:
+    """That no candidate can win, and what would help."""
+    yield "this study is hopeless as it is: with so few questions no candidate can ever be called better (undecidable)"
+    helps = []
+    if settings.benchmark_limit is not None and any(_more(benchmark, settings) for benchmark in measures.search):
+        helps.append(f"a larger FT_BENCHMARK_LIMIT than {settings.benchmark_limit}")
+    if _decidable(measures, settings, MORE_SAMPLES):
+        helps.append(f"FT_BENCHMARK_SAMPLES={MORE_SAMPLES}")
+    if measures.pooled:
+        helps.append("more benchmarks in FT_SEARCH_BENCHMARKS")
+    else:
+        pool = [name for name in EXAMPLE_POOL if name not in {benchmark.name for benchmark in measures.sealed}]
+        helps.append(f"other benchmarks to search with, as in FT_SEARCH_BENCHMARKS={json.dumps(pool)}")
+    yield f"what would help: {', or '.join(helps)}"
+
+
+def _more(benchmark: Benchmark, settings: Settings) -> bool:
+    return len(benchmark.halves.search) > (settings.benchmark_limit or 0)
+
+
+def _decidable(measures: Measures, settings: Settings, samples: int) -> bool:
+    """Whether that many answers a question would make the search decidable."""
+    sizes = [_sampling(benchmark, settings)[0] for benchmark in measures.search]
+    return accept.together([accept.detectable(n, samples=samples) for n in sizes]) <= accept.HOPELESS
+
+
+def _cost(measures: Measures, settings: Settings) -> Iterator[str]:
+    """How many answers one candidate and the sealed test take, and how many of them a judge marks."""
+
+    def answers(benchmarks: Sequence[Benchmark], split: Split) -> int:
+        each = [(_sampling(b, settings)[1].samples, b.halves.take(split, settings.benchmark_limit)) for b in benchmarks]
+        return sum(samples * len(items) for samples, items in each)
+
+    candidate, sealed = answers(measures.search, "search"), answers(measures.sealed, "test")
+    judged = [benchmark for benchmark in measures.search if benchmark.verdicts]
+    marked = f" ({answers(judged, 'search'):,} marked by {settings.judge_model})" if judged else ""
+    yield f"each candidate gives up to {candidate:,} answers{marked}; the sealed test takes {sealed:,} of each model"
+
+
+def _points(share: float) -> str:
+    return f"{share * 100:.0f} points"
 
 
 def _sampling(benchmark: Benchmark, settings: Settings) -> tuple[int, Sampling]:
-    """How many questions its search half has, and how they are answered."""
-    n = len(benchmark.halves.take("search", settings.benchmark_limit))
+    """How many questions of it are asked, and how they are answered."""
+    n = benchmark.halves.size(settings.benchmark_limit)
     return n, sampling_for(n, settings.benchmark_samples)

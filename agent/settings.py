@@ -18,7 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from agent import values
@@ -85,6 +94,11 @@ class Settings(BaseSettings):
     benchmark_datasets: Annotated[tuple[str, ...], _JsonArray] = Field(
         default=("aime25",), description="Benchmarks, as a JSON array. Unset, a demo data set brings its own."
     )
+    search_benchmarks: Annotated[tuple[str, ...], _JsonArray] = Field(
+        default=(),
+        description='Benchmarks to search with instead of halves, as in ["aime24","math"]; '
+        "FT_BENCHMARK_DATASETS is then sealed whole.",
+    )
     benchmark_limit: Annotated[int | None, Field(ge=1), BeforeValidator(values.limit)] = Field(
         default=None, description="Questions of each benchmark's search and test half; None or empty means all."
     )
@@ -95,6 +109,12 @@ class Settings(BaseSettings):
     judge_model: str = Field(default="gpt-4", description="Model that marks answers where a benchmark needs a judge.")
     judge_api_key: SecretStr | None = Field(default=None, description="Key for the judge. Unset: as for the agent.")
     judge_api_base: str | None = Field(default=None, description="Base URL for the judge. Unset: as for the agent.")
+    judge_price_input: Price = Field(
+        default=None, description="Price of the judge's model in USD per million prompt tokens."
+    )
+    judge_price_output: Price = Field(
+        default=None, description="Price of the judge's model in USD per million completion tokens."
+    )
     contamination: Literal["remove", "refuse", "mark"] = Field(
         default="remove",
         description="Training rows that hold benchmark questions: remove them, refuse to train, or mark every score.",
@@ -165,10 +185,10 @@ class Settings(BaseSettings):
         """Only what `load` merged, because it knows the origin of each value and refuses unknown names."""
         return (init_settings,)
 
-    @field_validator("benchmark_datasets")
+    @field_validator("benchmark_datasets", "search_benchmarks")
     @classmethod
-    def _named_benchmarks(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names or not all(name.strip() for name in names):
+    def _named_benchmarks(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if (not names and info.field_name == "benchmark_datasets") or not all(name.strip() for name in names):
             raise ValueError("name at least one benchmark, none of them empty")
         return tuple(dict.fromkeys(names))
 

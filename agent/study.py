@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +30,7 @@ from agent.journal import (
     encode,
 )
 from agent.propose import Proposer
-from agent.records import STAGES, Failure, History, MiniRun, Proposal, Scores, Sealed, StudyReport, Trial, Usage
+from agent.records import STAGES, Failure, History, MiniRun, Scores, Sealed, StudyReport, Trial, Usage
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory, replace_directory
@@ -55,6 +55,11 @@ class StageBench:
     runner: Runner
     budget: Budget
     view: View
+    consumed: list[Usage] = field(default_factory=list)
+
+    def spend(self, usage: Usage) -> None:
+        """Count what a language model consumed in this stage."""
+        self.consumed.append(usage)
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         """Run a job; BudgetEnded where the call's time stopped it, MachineError where its engine went away.
@@ -152,7 +157,7 @@ class Study:
             BudgetEnded: The call may not start it, or its time ended in the middle of it.
         """
         ended = self.journal.state.stages.get((trial, stage))
-        if ended is not None and ended.failure is not None and _counted(trial, stage):
+        if ended is not None and ended.failure is not None and _final(trial, stage):
             raise TrialFailed(ended.failure.kind, ended.failure.reason, ended.failure.tail)
         kept = self.journal.state.result(trial, stage, kind)
         if kept is not None:
@@ -169,23 +174,21 @@ class Study:
         self.view.budget(self.budget.left())
         self.view.stage_started(trial, stage, attempt)
         started = time.monotonic()
+        bench = self._bench(trial, stage)
         try:
-            result = work(self._bench(trial, stage))
+            result = work(bench)
         except TrialFailed as finding:
             failure = Failure(kind=finding.kind, reason=finding.reason, tail=finding.tail)  # type: ignore[arg-type]
-            self._end_stage(
-                trial, stage, "failed", time.monotonic() - started, failure=failure, usage=_consumed(finding)
-            )
+            usage = _consumed(bench, finding)
+            self._end_stage(trial, stage, "failed", time.monotonic() - started, failure=failure, usage=usage)
             if counted:
                 self.budget.count_stage()
             raise
-        except (KeyboardInterrupt, BudgetEnded) as end:
-            self._end_stage(trial, stage, "stopped", time.monotonic() - started, usage=_consumed(end))
-            raise
         except BaseException as error:
-            self._end_stage(trial, stage, "broken", time.monotonic() - started, usage=_consumed(error))
+            ending: StageEnding = "stopped" if isinstance(error, KeyboardInterrupt | BudgetEnded) else "broken"
+            self._end_stage(trial, stage, ending, time.monotonic() - started, usage=_consumed(bench, error))
             raise
-        usage = result.usage if isinstance(result, Proposal) else None
+        usage = _consumed(bench, result)
         self._end_stage(trial, stage, "done", time.monotonic() - started, result=encode(result), usage=usage)
         if counted:
             self.budget.count_stage()
@@ -267,6 +270,10 @@ class Study:
         for stage in ("mini-run",) if number == self.journal.state.best else ("mini-run", "train"):
             shutil.rmtree(self.paths.weights(number, stage), ignore_errors=True)
 
+    def drop_weights(self, trial: int, stage: str) -> None:
+        """Delete what a training left that is scored, or failed."""
+        shutil.rmtree(self.paths.weights(trial, stage), ignore_errors=True)
+
     def opening(self, trial: int) -> None:
         """Record that the sealed split is being opened for this trial's model."""
         if trial not in self.journal.state.openings:
@@ -308,12 +315,16 @@ class Study:
 
 @dataclass(frozen=True)
 class Lab:
-    """What the loop works with; joined in agent/wiring.py. `output` receives the winner."""
+    """What the loop works with; joined in agent/wiring.py.
+
+    `output` receives the winner, whose recipe is trained `confirm` times more.
+    """
 
     study: Study
     proposer: Proposer
     scenario: Scenario
     output: Path
+    confirm: int = 0
 
 
 def allowance(calls: list[Call], loop_n: int | None, step_n: int | None) -> tuple[int | None, int | None]:
@@ -352,6 +363,8 @@ def study_report(journal: Journal, directory: Path, holder: str | None = None) -
         if state.calls
         else "",
         contamination=state.contamination,
+        confirmations=state.confirmations(),
+        judging=state.judging,
     )
 
 
@@ -360,10 +373,16 @@ def _counted(trial: int, stage: str) -> bool:
     return trial != BASE and stage in STAGES
 
 
-def _consumed(error: BaseException) -> Usage | None:
-    """What a language model had consumed when it failed; its errors carry that, others have none."""
-    usage = getattr(error, "usage", None)
-    return usage if isinstance(usage, Usage) else None
+def _final(trial: int, stage: str) -> bool:
+    """Whether a failure of the stage stays one: that of a trial, and of the winner's training from another seed."""
+    return _counted(trial, stage) or stage.startswith("confirm-")
+
+
+def _consumed(bench: StageBench, end: object) -> Usage | None:
+    """What language models consumed in a stage: as its bench was told, and as its result or error carries it."""
+    carried = getattr(end, "usage", None)
+    usages = [*bench.consumed, *([carried] if isinstance(carried, Usage) else [])]
+    return sum(usages, Usage()) if any(usage.calls for usage in usages) else None
 
 
 def _place(trial: int) -> str:

@@ -95,29 +95,31 @@ def _at_work(
     model = choose_chat_model(settings, budget, view.say)
     author = writer.author(model) if model else Tpe.name
     view.plan(_plan_rows(subject, plan, settings, machine, runner.name, author, trials, stages, options, paths))
-    for line in sensitivity(subject.benchmarks, settings):
+    for line in (*subject.measures.notes, *sensitivity(subject.measures, settings)):
         view.say(line)
     # After everything that can be wrong: this may take minutes.
     runner, plan = ready(runner, journal, paths, plan, settings, view.say)
     name = paths.root.name
     bench = StageBench(paths.templates, f"{name}-templates", {"study": name}, runner, Budget(), view)
-    template_check.check(bench, plan, [benchmark.engine for benchmark in subject.benchmarks])
+    template_check.check(bench, plan, [benchmark.engine for benchmark in subject.measures.all])
     scenario = FineTune(
         plan=plan,
-        benchmarks=subject.benchmarks,
+        benchmarks=subject.measures.search,
+        targets=subject.measures.sealed if subject.measures.pooled else None,
         limit=settings.benchmark_limit,
         timeout=settings.benchmark_timeout,
         cache=workspace.scores,
         weights=subject.weights,
         samples=settings.benchmark_samples,
-        judges=choose_judges(settings, subject.benchmarks, workspace.scores),
+        judges=choose_judges(settings, subject.measures.all, workspace.scores),
     )
     proposer = make_proposer(model, settings, subject, scenario, machine, budget, paths)
     study = Study(paths.root.name, paths, journal, runner, view, budget)
     budget.start()
     study.start_call(proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages)
     try:
-        yield Lab(study=study, proposer=proposer, scenario=scenario, output=workspace.output(study.name))
+        output = workspace.output(study.name)
+        yield Lab(study=study, proposer=proposer, scenario=scenario, output=output, confirm=options.confirm)
         remove_images(study, runner, workspace, settings, view.say)
     finally:
         view.close()
@@ -218,7 +220,7 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
     plan = TrainingPlan(
         model=subject.info,
         data=contamination.prepare(
-            recognised, paths.data, subject.benchmarks, settings.contamination, paths.contamination, say
+            recognised, paths.data, subject.measures.all, settings.contamination, paths.contamination, say
         ),
         cutoff_len=min(settings.cutoff_len, context),
         template=settings.template,
@@ -283,7 +285,7 @@ def make_proposer(
         subject.dataset,
         subject.model,
         scenario.plan,
-        subject.benchmarks,
+        subject.measures.all,
         machine,
         lambda: "no time limit" if (seconds := left()) is None else f"{duration(seconds)} of this call are left",
     )
@@ -344,7 +346,7 @@ def _plan_rows(
     return [
         ("data set", f"{subject.dataset}: {plan.data.rows:,} rows ({plan.data.format}){dropped}"),
         ("model", f"{subject.model}: {subject.info.parameters / 1e6:,.1f} M parameters, {plan.device}"),
-        ("benchmarks", ", ".join(benchmark.name for benchmark in subject.benchmarks)),
+        ("benchmarks", subject.measures.names),
         ("machine", f"{machine}; runner {runner}"),
         ("proposer", proposer),
         ("budget", ", ".join(filter(None, limits)) or "no limit: runs until Ctrl-C, or until nothing can be better"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed
+from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed, Usage
 from agent.run import Job, Outcome
 
 Progress = Callable[[], tuple[float, str] | None]
@@ -26,6 +26,10 @@ class Bench(Protocol):
     @property
     def name(self) -> str:
         """Unique job name of this stage."""
+        ...
+
+    def spend(self, usage: Usage) -> None:
+        """Count what a language model consumed in this stage, whatever becomes of the stage."""
         ...
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
@@ -77,8 +81,8 @@ class Scenario(Protocol):
         """Whether scoring once more would give other answers, so that an adopted best is scored afresh."""
         ...
 
-    def rescore(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
-        """The search scores of an adopted best from fresh seeds; raises as `score` does."""
+    def rescore(self, bench: Bench, checkpoint: Checkpoint, fresh: int = 1) -> Scores:
+        """The full search scores from seeds that no score with another `fresh` had part in; raises as `score` does."""
         ...
 
     def compare(
@@ -86,12 +90,20 @@ class Scenario(Protocol):
     ) -> Comparison:
         """The paired verdict, question by question.
 
-        `number` counts the study's comparisons from 1 on, and decides the level of this one; None for the sealed test.
+        `number` counts the comparisons of the search from 1 on, and decides the level of this one; None for one that
+        stands for itself, such as the sealed test.
         """
         ...
 
     def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
-        """Score the winner and the base (at the settings of its search scores) on the sealed test split."""
+        """Score the winner and the base (at its better settings) on the sealed test split."""
+        ...
+
+    def seal_seconds(self, base: Scores, candidate: float) -> float:
+        """What `open_seal` will take, as far as can be told.
+
+        `candidate` is what a candidate's search scores took.
+        """
         ...
 
     def ceiling(self, incumbent: Sequence[Score], number: int) -> str | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.run.environments import Environments
+from tests.warm import OPENCOMPASS, warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAKS = ("FT_", "OPENAI_", "HF_", "RAY_", "WANDB_")
@@ -28,3 +30,10 @@ def environments() -> Environments:
     built.ready("train", print)
     built.ready("bench", print)
     return built
+
+
+@pytest.fixture(scope="session")
+def warm_bench(environments: Environments, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The bench environment's python, with OpenCompass imported."""
+    with warm_python(environments.python("bench"), tmp_path_factory.mktemp("w"), *OPENCOMPASS) as python:
+        yield python

@@ -8,6 +8,7 @@ from typing import Any
 from agent.records import (
     Checkpoint,
     Comparison,
+    Confirmation,
     Contamination,
     Failure,
     FailureKind,
@@ -110,6 +111,11 @@ def make_trial(
         "seconds": 80.0 + number,
     }
     return Trial(number=number, **(values | fields))
+
+
+def make_confirmation(seed: int, mean: float, verdict: Verdict = "better") -> Confirmation:
+    """The winner's recipe trained again, against a base of 0.013."""
+    return Confirmation(seed=seed, scores=(make_score(mean),), comparison=make_comparison(mean - 0.013, verdict))
 
 
 def make_failed(number: int, kind: FailureKind = "train:oom", reason: str = "", tail: str = "") -> Trial:

@@ -175,6 +175,17 @@ def test_a_winner_between_two_renames_is_kept(settings: Settings) -> None:
     assert (output / ".toy.old" / "weights").exists()
 
 
+def test_what_confirming_left_goes_unless_it_is_still_to_be_scored(settings: Settings) -> None:
+    paths = search(settings, 0.6, 0.9, loop_n=2)
+    assert Journal(paths.journal).state.best == 2
+    for number in (1, 2):
+        paths.weights(number, "confirm-1-train").mkdir(parents=True)
+    place = "studies/toy/trials/000{}/confirm-1-train/model"
+    assert cleaned(settings) == {}
+    found = fates(cleaned(settings, CHECKPOINTS))
+    assert (found[place.format(1)], found[place.format(2)]) == ("removed", "kept")
+
+
 def test_processes_of_a_dead_call_are_ended_and_others_live(settings: Settings, tmp_path: Path) -> None:
     def job(name: str) -> subprocess.Popen[bytes]:
         code = f"import time; open({str(tmp_path / name)!r}, 'w').close(); time.sleep(600)"

@@ -197,16 +197,16 @@ def tiny(environments: Environments, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture
-def silent(tiny: Path, environments: Environments, tmp_path: Path) -> Compass:
+def silent(tiny: Path, warm_bench: Path, tmp_path: Path) -> Compass:
     """Without weights that could be loaded: every answer must come from elsewhere."""
     shutil.copytree(tiny, tmp_path / "silent")
     (tmp_path / "silent/model.safetensors").write_bytes(b"none")
-    return Compass(environments.python("bench"), tmp_path, tmp_path / "silent")
+    return Compass(warm_bench, tmp_path, tmp_path / "silent")
 
 
 @pytest.fixture
-def compass(tiny: Path, environments: Environments, tmp_path: Path) -> Compass:
-    return Compass(environments.python("bench"), tmp_path, tiny)
+def compass(tiny: Path, warm_bench: Path, tmp_path: Path) -> Compass:
+    return Compass(warm_bench, tmp_path, tiny)
 
 
 REPLIES: dict[str, tuple[Callable[[str], str], str]] = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import MachineError, UsageError
+from agent.records import Usage
 from agent.resources import resource
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
@@ -49,6 +50,9 @@ class RealBench:
         kind = "ok" if done.returncode == 0 else "exit"
         reason = f"exit code {done.returncode}"
         return Outcome(kind=kind, code=done.returncode, seconds=0.0, log=job.log, tail=done.stderr, reason=reason)  # type: ignore[arg-type]
+
+    def spend(self, usage: Usage) -> None:
+        raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:
         print(message)

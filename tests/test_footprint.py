@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.errors import MachineError, TrialFailed, UsageError
-from agent.records import Recipe, Value
+from agent.records import Recipe, Usage, Value
 from agent.run import Job, Outcome
 from scenarios import Progress, Stop
 from scenarios.finetune import data
@@ -34,6 +34,9 @@ class Voiceless:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.name = directory, "trial-1-train"
+
+    def spend(self, usage: Usage) -> None:
+        raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:
         raise AssertionError(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -93,7 +94,8 @@ def raw(door: Door, method: str, path: str, body: bytes = b"", headers: dict[str
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(door.socket))
     with connection.sock:
-        connection.request(method, path, body, headers or {})
+        with contextlib.suppress(BrokenPipeError):  # a body that is refused unread; the answer is there all the same
+            connection.request(method, path, body, headers or {})
         response = connection.getresponse()
         return response.status, response.read().decode(), dict(response.headers)
 
@@ -138,11 +140,12 @@ ROWS = (
         limits=Limits(call=0.5, patience=1.0, retries=1, failures=2)),
     Row("500", always(ChatAnswer(status=500, error="oops")), failure=("500 oops", "2 attempts"), calls=4, within=5),
     Row("refused", None, failure=("refused", "FT_JUDGE_API_BASE"), within=5),
-    Row("hang", always(ChatAnswer("A", delay=30)), failure=("no complete answer within 0.5 s",), calls=4, within=8),
+    Row("hang", always(ChatAnswer("A", delay=30)), failure=("no usable answer in 2 attempts",), calls=4, within=8),
     Row("drips", always(ChatAnswer("A", drip=0.1)), failure=("no complete answer within 0.5 s",), calls=4, within=8),
     Row("drops the line", always(ChatAnswer("A", drop="body")), failure=("no usable answer",), limits=ONE_TRY),
     Row("bad JSON", always(ChatAnswer(body=b'{"choices": [{"mess')), failure=("unreadable",), within=2, limits=ONE_TRY),
-    Row("HTML", always(ChatAnswer(body=b"<html>Sign in</html>")), failure=("Sign in",), within=2, limits=ONE_TRY),
+    Row("HTML", always(ChatAnswer(body=b"<html>Sign in</html>")), failure=("no chat endpoint", "FT_JUDGE_API_BASE"),
+        within=2, limits=ONE_TRY),
     Row("no choices", always(ChatAnswer(body=b'{"choices": []}')), failure=("unreadable",), limits=ONE_TRY),
     Row("empty", always(ChatAnswer("")), unclear="(nothing)", calls=9),
     Row("no content", always(ChatAnswer(None)), unclear="(nothing)", calls=9),
@@ -283,7 +286,8 @@ def test_a_dead_judge_costs_bounded_time_however_many_samples_wait() -> None:
             verdicts = list(threads.map(lambda n: ask(client, question(n)), range(200)))
         assert time.monotonic() - started < 8
         assert verdicts == [UNSCORED] * 200
-        assert len(server.requests) <= 16
+        at_most = QUICK.concurrency + QUICK.failures - 1  # one more starts after each loss that is not the last
+        assert len(server.requests) <= (1 + QUICK.retries) * at_most
     assert gateway.report().unscored == 200
 
 

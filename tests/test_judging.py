@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from agent.errors import MachineError, TrialFailed, UsageError
 from agent.gateway import Gateway, Judge, Limits
 from agent.llm import Endpoint, Price
-from agent.records import Score
+from agent.records import Score, Usage
 from agent.resources import resource
 from agent.ruler import choose_judges
 from agent.settings import load
@@ -132,6 +133,36 @@ def test_verdicts_given_before_a_judge_failed_are_not_asked_for_again(tmp_path: 
         expired, before = False, len(server.requests)
         made = ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path))
         assert (made.n, len(server.requests) - before, made.settings["judging"]["cached"]) == (20, 13, 7)
+
+
+def metered(prompt: int, completion: int) -> Callable[[ChatRequest], ChatAnswer]:
+    """A judge that says how many tokens each verdict took."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return lambda request: replace(marks(request), usage=usage)
+
+
+def test_what_the_judge_consumed_is_counted_also_where_it_failed_and_not_twice(tmp_path: Path) -> None:
+    bench, _ = score(tmp_path, metered(100, 2))
+    assert [(one.calls, one.prompt_tokens, one.completion_tokens) for one in bench.consumed] == [(20, 2000, 40)]
+    again, _ = score(tmp_path, marks)
+    assert not again.consumed, "the score is reused, and costs nothing"
+    bench = make_bench(tmp_path, JUDGED)
+    with ChatServer(lambda request: ChatAnswer("hm")) as server, pytest.raises(TrialFailed):
+        ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path), weights="other")
+    assert sum(one.calls for one in bench.consumed) == 40, "each was asked twice"
+
+
+def test_the_judges_price_is_a_setting_of_its_own(tmp_path: Path) -> None:
+    def cost(**given: str) -> float | None:
+        with ChatServer(metered(1000, 10)) as server:
+            environment = {"FT_JUDGE_API_BASE": server.url, "FT_PRICE_INPUT": "1000", **given}
+            judges = choose_judges(load({}, None, environment, tmp_path), [aime(tmp_path)], tmp_path / str(len(given)))
+            bench = make_bench(tmp_path, JUDGED)
+            ask(bench, tmp_path, aime(tmp_path), judges=judges, cache=tmp_path / f"cache-{len(given)}")
+            return sum(bench.consumed, Usage()).cost
+
+    assert cost() == 0.0, "what is local and has no price is free"
+    assert cost(FT_JUDGE_PRICE_INPUT="2", FT_JUDGE_PRICE_OUTPUT="10") == pytest.approx(20 * (2000 + 100) / 1e6)
 
 
 @pytest.mark.parametrize("said", ["CORRECT", "", "After review, the prediction is wrong. B"])

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scenarios",),
     ("agent.propose", "agent.report"),
     ("agent.study",),
-    ("agent.ruler",),
+    ("agent.confirm", "agent.ruler"),
     ("agent.briefing", "agent.gather", "agent.llama_factory"),
     ("agent.wiring",),
     ("agent.dry_run", "agent.checks", "agent.removal"),

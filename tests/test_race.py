@@ -264,7 +264,7 @@ def test_a_fresh_score_that_was_interrupted_is_made_again(tmp_path: Path) -> Non
         pass
 
     class Dies(toy.Toy):
-        def rescore(self, bench: object, checkpoint: Checkpoint) -> Scores:
+        def rescore(self, bench: object, checkpoint: Checkpoint, fresh: int = 1) -> Scores:
             raise Killed
 
     def call(scenario: toy.Toy, loop_n: int) -> None:
@@ -290,7 +290,7 @@ def test_a_best_that_cannot_be_scored_afresh_stops_the_call(tmp_path: Path) -> N
     from agent.errors import MachineError
 
     class Fails(toy.Toy):
-        def rescore(self, bench: object, checkpoint: Checkpoint) -> Scores:
+        def rescore(self, bench: object, checkpoint: Checkpoint, fresh: int = 1) -> Scores:
             raise TrialFailed("bench", "the weights are gone")
 
     with (

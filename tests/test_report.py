@@ -13,14 +13,16 @@ import pytest
 from markdown_it import MarkdownIt
 from msgspec.structs import replace
 
-from agent.records import Loss, StudyReport, Usage
+from agent.records import SEARCHED, Confirmation, Loss, StudyReport, Usage
 from agent.report import plots, use, words
 from agent.report.markdown import report_text, write_report
 from agent.report.summary import summary
 from tests.records_factory import (
     make_checkpoint,
     make_comparison,
+    make_confirmation,
     make_failed,
+    make_identity,
     make_proposal,
     make_report,
     make_score,
@@ -55,6 +57,23 @@ def benign_report() -> StudyReport:
     return make_report(trials=(make_trial(1, 0.5, "better", lesson="A lesson."), failed), best=1)
 
 
+def full_report() -> StudyReport:
+    """A study with a search pool, a base of two settings, a judge, and a winner that was trained again."""
+    shots = replace(make_score(0.2), settings={"fewshot": 5})
+    bare = replace(make_score(0.013), settings={"fewshot": 0}, unformatted=90)
+    sealed = make_report().sealed
+    assert sealed is not None
+    failed = Confirmation(seed=45, failure=make_failed(1, reason="no memory").failure)
+    return make_report(
+        identity=make_identity(generation={SEARCHED: "aime24, math", "aime24": "greedy"}),
+        base=(shots,),
+        others=(bare,),
+        sealed=replace(sealed, base=(replace(shots, split="test"),), others=(replace(bare, split="test"),)),
+        confirmations=(make_confirmation(43, 0.86), make_confirmation(44, 0.21, "tie"), failed),
+        judging=Usage(calls=1200, prompt_tokens=400_000, completion_tokens=1200, cost=None),
+    )
+
+
 def nobody_report() -> StudyReport:
     """A study that found nothing."""
     trials = (make_trial(1, 0.0, "tie", difference=-0.013), make_failed(2))
@@ -73,6 +92,12 @@ def test_the_summary_without_a_winner_is_the_golden_one() -> None:
 def test_the_report_is_the_golden_one(tmp_path: Path) -> None:
     path = write_report(make_report(), tmp_path, base_path="/ws/models/tiny")
     golden("report.md", path.read_text())
+
+
+def test_all_that_can_stand_beside_a_winner_is_the_golden_one() -> None:
+    report = full_report()
+    golden("report-summary-full.txt", summary(report))
+    golden("report-full.md", report_text(report))
 
 
 def test_the_summary_keeps_to_its_width_but_for_commands() -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from agent.accept import SINGLE
 from agent.propose.digest import mistakes_text, scores_text, trials_text
 from agent.records import History, Mistake, Scores
 from agent.report.markdown import report_text
@@ -17,6 +18,7 @@ from agent.report.summary import summary
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.score_cache import GREEDY, load_questions, sampling_for
+from scenarios.finetune.splits import Halves
 from tests.records_factory import make_comparison, make_report, make_score, make_trial
 from tests.test_race import IN_BLOCKS, candidate, questions
 from tests.test_scoring import lay_benchmark, lay_model, make_bench
@@ -145,6 +147,41 @@ def test_every_score_of_a_contaminated_benchmark_is_marked(tmp_path: Path) -> No
     assert second.marked == ""
     found.action = "removed"
     assert [score.marked for score in one.baseline(make_bench(tmp_path)).scores] == ["", ""]
+
+
+def pooled(root: Path, **changed: Any) -> FineTune:
+    """A pool of 100 questions, and a target of 40 of its own with two settings of the base."""
+    whole = lay_benchmark(root, questions(50))
+    pool = dataclasses.replace(whole, halves=Halves((*whole.halves.search, *whole.halves.test), (), 0))
+    other = lay_benchmark(root, [{"question": f"target {i}", "answer": "x"} for i in range(40)])
+    halves = Halves((), (*other.halves.search, *other.halves.test), 0)
+    target = dataclasses.replace(other, name="target", fingerprint="target", fewshots=(0, 5), halves=halves)
+    return scenario(root, pool, targets=(target,), samples=1, **changed)
+
+
+def test_with_a_pool_the_target_is_asked_whole_and_only_when_the_seal_is_opened(tmp_path: Path) -> None:
+    one, bench = pooled(tmp_path), make_bench(tmp_path, BY_SHOTS)
+    base = one.baseline(make_bench(tmp_path, "write()"))
+    assert [(score.benchmark, score.split, score.n) for score in base.scores] == [("reverse", "search", 100)]
+    sealed = one.open_seal(make_bench(tmp_path, BY_SHOTS), candidate(tmp_path), base.scores)
+    assert [(score.benchmark, score.split, score.n) for score in sealed.winner] == [("target", "test", 40)]
+    (floor,), (other,) = sealed.base, sealed.others
+    assert (floor.settings["fewshot"], other.settings["fewshot"]) == (5, 0), "the harder one to beat"
+    assert floor.mean > other.mean
+    assert (sealed.comparison.alpha, sealed.comparison.candidate) == (SINGLE, None)
+    assert sealed.comparison.n == 40
+    assert not bench.jobs
+    report = make_report(sealed=sealed)
+    told = f"base zero-shot {other.mean:.3f} (20 without an answer), 5-shot {floor.mean:.3f}; winner zero-shot"
+    assert told in " ".join(summary(report).split())
+    assert f"- test: {told}" in report_text(report)
+
+
+def test_the_time_of_the_seal_is_told_from_that_of_the_search(tmp_path: Path) -> None:
+    base = Scores(scores=(msgspec.structs.replace(make_score(0.5), seconds=10.0),))
+    assert pooled(tmp_path).seal_seconds(base, 30.0) == pytest.approx(0.4 * 40.0)
+    assert pooled(tmp_path, limit=20).seal_seconds(base, 30.0) == pytest.approx(40.0)
+    assert scenario(tmp_path, lay_benchmark(tmp_path, questions(100))).seal_seconds(base, 30.0) == 40.0
 
 
 # What a proposer is shown

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import MachineError, StudyError, TrialFailed
-from agent.records import Checkpoint, FileRef, Score
+from agent.records import Checkpoint, FileRef, Score, Usage
 from agent.run import EnvironmentName, Job, Outcome, Say
 from agent.run.environments import Environments
 from agent.run.local import LocalRunner
@@ -43,6 +43,10 @@ class StageBench:
     jobs: list[Job] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     seen: list[tuple[float, str]] = field(default_factory=list)
+    consumed: list[Usage] = field(default_factory=list)
+
+    def spend(self, usage: Usage) -> None:
+        self.consumed.append(usage)
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         self.jobs.append(job)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from agent.errors import UsageError
+from agent.records import Usage
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
 from agent.run.local import LocalRunner
@@ -111,6 +112,9 @@ class Bench:
         self.directory, self._runner = directory, LocalRunner(environments)
         self.said: list[str] = []
         self.jobs = 0
+
+    def spend(self, usage: Usage) -> None:
+        raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:
         self.said.append(message)

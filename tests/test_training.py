@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from agent.errors import MachineError, TrialFailed
-from agent.records import Loss, MiniRun, Recipe, Value
+from agent.records import Loss, MiniRun, Recipe, Usage, Value
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
 from agent.run.logs import out_of_memory, tail
@@ -66,6 +66,9 @@ class Here:
         self.directory, self.name, self._binaries, self._during = directory, "trial-1-train", binaries, during
         self.seen: list[tuple[float, str]] = []
         self.jobs: list[Job] = []
+
+    def spend(self, usage: Usage) -> None:
+        raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:
         raise AssertionError(f"nothing is to be said here: {message}")

@@ -90,12 +90,15 @@ class Toy:
     """`seconds`: how long a training sleeps; `bench_seconds`: how long a scoring says that it took.
 
     `sampled`: a best is scored afresh, and turns out a little worse.
+    `spread`: how much skill is lost with each seed after the first. `fails_from`: a seed whose training fails.
     Recipes: {"skill": 0..1, "fail": kind}.
     """
 
     seconds: float = 0.0
     bench_seconds: float = 0.0
     sampled: bool = False
+    spread: float = 0.0
+    fails_from: int | None = None
 
     def problems(self, recipe: Recipe) -> list[str]:
         return [] if 0 <= float(str(recipe.train["skill"])) <= 1 else ["skill: must lie in [0, 1]"]
@@ -112,10 +115,12 @@ class Toy:
 
     def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
         model = bench.directory / "model"
+        skill = float(str(recipe.train["skill"])) - self.spread * (recipe.seed - Recipe(train={}).seed)
+        fails = recipe.train.get("fail") or recipe.seed == self.fails_from
         code = (
             f"import pathlib, sys, time; print('training', flush=True); time.sleep({self.seconds}); "
-            f"sys.exit(7) if {recipe.train.get('fail')!r} else pathlib.Path('model').mkdir(); "
-            f"pathlib.Path('model/weights').write_text('{recipe.train['skill']}')"
+            f"sys.exit(7) if {fails!r} else pathlib.Path('model').mkdir(); "
+            f"pathlib.Path('model/weights').write_text('{skill}')"
         )
         outcome = bench.run(
             Job(
@@ -139,7 +144,7 @@ class Toy:
     def score(self, bench: Bench, checkpoint: Checkpoint, incumbent: Sequence[Score], number: int) -> Scores:
         return self._score(bench, float((Path(checkpoint.path) / "weights").read_text()), "search")
 
-    def rescore(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
+    def rescore(self, bench: Bench, checkpoint: Checkpoint, fresh: int = 1) -> Scores:
         skill = float((Path(checkpoint.path) / "weights").read_text())
         return self._score(bench, skill - 0.05, "search")  # it was lucky the first time
 
@@ -152,6 +157,9 @@ class Toy:
         winner = self._score(bench, float((Path(checkpoint.path) / "weights").read_text()), "test").scores
         floor = self._score(bench, 0.1, "test").scores
         return Sealed(winner=winner, base=floor, comparison=self.compare(winner, floor, "base"))
+
+    def seal_seconds(self, base: Scores, candidate: float) -> float:
+        return sum(score.seconds for score in base.scores) + candidate
 
     def ceiling(self, incumbent: Sequence[Score], number: int) -> str | None:
         answers = [_answers(score) for score in incumbent]
@@ -220,6 +228,7 @@ def lab(
     loop_n: int | None = None,
     step_n: int | None = None,
     timeout: float | None = None,
+    confirm: int = 0,
     out: TextIO | None = None,
 ) -> Iterator[Lab]:
     """The toy study under `root`, opened for one call."""
@@ -234,7 +243,8 @@ def lab(
         budget = Budget(trials, stages, timeout)
         study = Study("toy", paths, journal, runner, PlainView(out or sys.stdout), budget)
         study.start_call(proposer=proposer.name, timeout=timeout, loop_n=trials, step_n=stages)
-        yield Lab(study=study, proposer=proposer, scenario=scenario or Toy(), output=root / "output" / "toy")
+        output = root / "output" / "toy"
+        yield Lab(study=study, proposer=proposer, scenario=scenario or Toy(), output=output, confirm=confirm)
         journal.close()
 
 
@@ -242,11 +252,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)
     parser.add_argument("--loop_n", type=int)
+    parser.add_argument("--confirm", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--skills", default="0.5")
     options = parser.parse_args()
     skills = json.loads(f"[{options.skills}]")
-    with lab(options.root, proposer=Listed(skills), scenario=Toy(options.seconds), loop_n=options.loop_n) as toy:
+    scenario = Toy(options.seconds, spread=0.02)
+    proposer = Listed(skills)
+    with lab(options.root, proposer=proposer, scenario=scenario, loop_n=options.loop_n, confirm=options.confirm) as toy:
         print("ended:", run_call(toy))
     return 0
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent.records import Score, StudyReport, Trial
+from agent.records import SEARCHED, Score, StudyReport, Trial
 from agent.report import plots, use, words
 
 REPORT = "report.md"
@@ -63,16 +63,19 @@ def report_text(report: StudyReport, plots_drawn: Sequence[str] = (), *, base_pa
 def _head(report: StudyReport) -> str:
     identity = report.identity
     limit = "all questions" if identity.limit is None else f"at most {words.count(identity.limit, 'question')} a split"
-    generation = ", ".join(f"{name} {value}" for name, value in sorted(identity.generation.items()))
+    made = sorted((name, value) for name, value in identity.generation.items() if name != SEARCHED)
+    generation = ", ".join(f"{name} {value}" for name, value in made)
     rows = [
         ("Data set", f"{words.markdown(identity.dataset)} (fingerprint `{identity.dataset_fingerprint[:12]}`)"),
         ("Base model", f"{words.markdown(identity.model)} (fingerprint `{identity.model_fingerprint[:12]}`)"),
         ("Benchmarks", f"{words.markdown(', '.join(identity.benchmarks))}, {limit}"),
+        *([("Searched with", words.markdown(identity.pool))] if identity.pool else []),
         ("Generation", words.markdown(generation, 400) or "each benchmark's own settings"),
         ("Contamination", words.markdown(words.contamination(report.contamination), 600)),
         ("Base score", "<br>".join(_base(report)) or "not yet"),
         ("Trials", _tally(report)),
         ("Proposer", words.markdown(words.usage(report.usage))),
+        *([("Judge", words.markdown(words.usage(report.judging)))] if report.judging.calls else []),
         ("Ended", words.markdown(report.ending)),
         ("Directory", _code(report.directory)),
     ]
@@ -118,7 +121,9 @@ def _result(report: StudyReport, base_path: str | None) -> str:
         "## Result",
         f"The winner is **trial {best.number}**: {words.markdown(words.recipe(best.proposal), 300)}.",
         _splits(report, best),
+        _settings(report, best),
         _sealed(report),
+        _confirmed(report),
     ]
     if report.output and best.checkpoint:
         kind = "an adapter on top of the base model" if best.checkpoint.adapter else "the full model"
@@ -127,7 +132,42 @@ def _result(report: StudyReport, base_path: str | None) -> str:
         parts.append(words.fence(use.python_snippet(report.output, best.checkpoint.adapter), "python"))
         serve = use.serve_command(report.output, best, base_path or report.identity.model)
         parts.append(words.fence(serve, "sh"))
-    return "\n\n".join(parts)
+    return "\n\n".join(part for part in parts if part)
+
+
+def _settings(report: StudyReport, best: Trial) -> str:
+    """The base at each of its settings beside the winner, on both splits; empty where there is one setting."""
+    lines = [f"search: {line}" for line in words.by_setting(report.base, report.others, best.scores)]
+    if sealed := report.sealed:
+        lines += [f"test: {line}" for line in words.by_setting(sealed.base, sealed.others, sealed.winner)]
+    return "\n".join(f"- {words.markdown(line, 300)}" for line in lines)
+
+
+def _confirmed(report: StudyReport) -> str:
+    """The winner's recipe trained from other seeds."""
+    if not report.confirmations:
+        return ""
+    rows = [
+        (
+            str(one.seed),
+            words.mean(one.scores) if one.scores else "",
+            words.markdown(words.relation(one.comparison) if one.comparison else "failed"),
+            words.difference(one.comparison) if one.comparison else "",
+        )
+        for one in report.confirmations
+    ]
+    told = "\n".join(f"- {words.markdown(line, 300)}" for line in words.confirmed(report.confirmations))
+    method = (
+        "The winner's recipe, trained again from other seeds and scored on the search split. These trainings were not "
+        f"chosen for their scores; each comparison stands for itself{_level(report)}."
+    )
+    table = _table(("Seed", "Score ± error", "Verdict", "Difference"), rows)
+    return f"### Confirmation\n\n{method}\n\n{table}\n\n{told}"
+
+
+def _level(report: StudyReport) -> str:
+    levels = {one.comparison.alpha for one in report.confirmations if one.comparison}
+    return f" (one-sided level {min(levels):g})" if levels else ""
 
 
 def _nobody(report: StudyReport) -> list[str]:

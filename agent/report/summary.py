@@ -61,12 +61,13 @@ def summary(
 def _head(console: Console, report: StudyReport) -> None:
     identity = report.identity
     benchmarks = ", ".join(identity.benchmarks)
+    searched = f", searched with {words.clean(identity.pool)}" if identity.pool else ""
     console.print()
     console.print(Text(f" Study {words.clean(report.study)}", style="bold"))
     console.print(
         Text(
             f" {words.clean(identity.model)} tuned on {words.clean(identity.dataset)}, "
-            f"measured by {words.clean(benchmarks)}"
+            f"measured by {words.clean(benchmarks)}{searched}"
         )
     )
     tally = words.tally(report.trials)
@@ -141,6 +142,8 @@ def _facts(report: StudyReport, report_path: str | None) -> list[tuple[str, list
     if report_path:
         facts.append(("report", [Text(report_path)]))
     facts.append(("proposer", [Text(words.usage(report.usage))]))
+    if report.judging.calls:
+        facts.append(("judge", [Text(words.usage(report.judging))]))
     facts.append(("go on", [Text(_go_on(report))]))
     return facts
 
@@ -160,16 +163,22 @@ def _won(report: StudyReport, best: Trial) -> list[tuple[str, list[Text]]]:
         ("winner", [Text(f"trial {best.number}: {words.recipe(best.proposal)}", style="bold green")]),
         ("search", _pairs(best.scores, report.base)),
     ]
+    if told := words.by_setting(report.base, report.others, best.scores):
+        facts.append(("by setting", [Text(line) for line in told]))
     if report.sealed:
         comparison = report.sealed.comparison
         decided = f"{words.relation(comparison)}: {words.difference(comparison)}"
         lines = [*_pairs(report.sealed.winner, report.sealed.base), Text(decided, style=_style(comparison.verdict))]
         if comparison.verdict != "better":
             lines.append(Text("The gain seen in the search is not confirmed by the test split.", style="bold yellow"))
+        told = words.by_setting(report.sealed.base, report.sealed.others, report.sealed.winner)
+        lines += [Text(line) for line in told]
         lines.append(Text(words.openings(report.openings, report.trials)))
         facts.append(("test", lines))
     else:
         facts.append(("test", [Text("still sealed; it is opened when the search ends")]))
+    if found := words.confirmed(report.confirmations):
+        facts.append(("confirmed", [Text(line) for line in found]))
     if report.output and best.checkpoint:
         kind = "an adapter on top of the base model" if best.checkpoint.adapter else "the full model"
         facts.append(("weights", [Text(f"{words.clean(report.output, 4096)} ({kind})")]))

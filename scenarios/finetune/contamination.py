@@ -104,6 +104,11 @@ def index(benchmark: Benchmark) -> Index:
     )
 
 
+def asked_text(row: Mapping[str, Any]) -> str:
+    """What a benchmark's row asks, whatever its columns are called, without regard to case and spacing."""
+    return " ".join(" ".join(text for asks, text in _texts(row) if asks).casefold().split())
+
+
 def _texts(row: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """The texts of a benchmark's row, and whether each is what it asks."""
     columns = {str(column).lower(): cell for column, cell in row.items() if str(column).lower() not in NUMBERS}

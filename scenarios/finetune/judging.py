@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from agent.accept import MAX_UNSCORED
 from agent.errors import MachineError, TrialFailed
 from agent.gateway import Door, Gateway
-from agent.records import Question
+from agent.records import Question, Usage
 from scenarios.finetune.results import unscored_share
 
 
@@ -54,6 +54,11 @@ class Session:
         if report.unscored > MAX_UNSCORED * report.asked:
             said = f"; once it said {report.unclear!r}" if report.unclear else ""
             _no_verdicts(f"{name}: the judge {self.model}", report.unscored / report.asked, said)
+
+    @property
+    def usage(self) -> Usage:
+        """What the judging consumed so far, attempts in vain included."""
+        return self._gateway.report().usage if self._gateway else Usage()
 
     def account(self) -> dict[str, Any]:
         """What the judging took, for the score's settings; empty where no judge was asked."""

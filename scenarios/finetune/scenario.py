@@ -1,4 +1,4 @@
-"""Fine-tuning as a scenario: LLaMA-Factory trains, lm-eval asks, paired statistics decide."""
+"""Fine-tuning as a scenario: LLaMA-Factory trains, lm-eval or OpenCompass asks, paired statistics decide."""
 
 from __future__ import annotations
 
@@ -35,8 +35,10 @@ class FineTune:
     """One base model, one data set, some benchmarks.
 
     Attributes:
-        plan: What is the same for all trainings. benchmarks: In the order of the user.
-        limit: Questions of each half of a benchmark; None for all.
+        plan: What is the same for all trainings.
+        benchmarks: What candidates are compared on, in the order of the user.
+        targets: What is sealed, where a search pool stands in for the search halves; None for the other halves.
+        limit: Questions of each half of a benchmark, of whole ones where there is a pool; None for all.
         timeout: Seconds that one evaluation may take (FT_BENCHMARK_TIMEOUT).
         cache: Scores by content. weights: Hash of the base model.
         samples: Answers a question (FT_BENCHMARK_SAMPLES); None for what the size of each benchmark calls for.
@@ -49,6 +51,7 @@ class FineTune:
     timeout: float
     cache: Path
     weights: str
+    targets: tuple[Benchmark, ...] | None = None
     samples: int | None = None
     judges: Judges | None = None
 
@@ -85,9 +88,12 @@ class FineTune:
 
     def baseline(self, bench: Bench) -> Scores:
         """The base at its better setting of each benchmark, so that a candidate has to beat the best prompt as well."""
+        return self._better(bench, self.benchmarks, "search")
+
+    def _better(self, bench: Bench, benchmarks: Sequence[Benchmark], split: Split) -> Scores:
         better, others = [], []
-        for benchmark in self.benchmarks:
-            found = [self._score(bench, None, benchmark, "search", shots) for shots in benchmark.fewshots]
+        for benchmark in benchmarks:
+            found = [self._score(bench, None, benchmark, split, shots) for shots in benchmark.fewshots]
             best = max(found, key=lambda score: score.mean)  # the first, zero-shot, where they are equal
             better.append(best)
             others += [score for score in found if score is not best]
@@ -108,9 +114,10 @@ class FineTune:
         """Whether any benchmark is answered several times; greedy answers would be the same the second time."""
         return any(self.sampling(benchmark).samples > 1 for benchmark in self.benchmarks)
 
-    def rescore(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
-        """An adopted best, from seeds that had no part in its adoption."""
-        return Scores(scores=tuple(self._score(bench, checkpoint, b, "search", 0, fresh=1) for b in self.benchmarks))
+    def rescore(self, bench: Bench, checkpoint: Checkpoint, fresh: int = 1) -> Scores:
+        """An adopted best or its like, from seeds that had no part in its adoption."""
+        found = (self._score(bench, checkpoint, b, "search", 0, fresh=fresh) for b in self.benchmarks)
+        return Scores(scores=tuple(found))
 
     def compare(
         self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str, number: int | None = None
@@ -119,24 +126,46 @@ class FineTune:
         return verdicts.compare(candidate, incumbent, against, number, _answers)
 
     def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
-        """Winner and base on the sealed split, the base at the setting that its search score was made with."""
-        winner = tuple(self._score(bench, checkpoint, benchmark, "test", 0) for benchmark in self.benchmarks)
-        floor = tuple(
-            self._score(bench, None, benchmark, "test", int(search.settings["fewshot"]))
-            for benchmark, search in zip(self.benchmarks, base, strict=True)
-        )
-        return Sealed(winner=winner, base=floor, comparison=self.compare(winner, floor, "base"))
+        """Winner and base on the sealed split, the base at the setting that its search score was made with.
+
+        Targets of a search pool have no such score: there the base is scored at all of its settings, and the winner
+        has to beat the best of them, which can only be harder than any choice made beforehand.
+        """
+        winner = tuple(self._score(bench, checkpoint, benchmark, "test", 0) for benchmark in self._sealed)
+        if self.targets is not None:
+            found = self._better(bench, self.targets, "test")
+        else:
+            shots = [int(search.settings["fewshot"]) for search in base]
+            asked = zip(self.benchmarks, shots, strict=True)
+            found = Scores(scores=tuple(self._score(bench, None, one, "test", count) for one, count in asked))
+        comparison = self.compare(winner, found.scores, "base")
+        return Sealed(winner=winner, base=found.scores, comparison=comparison, others=found.others)
+
+    def seal_seconds(self, base: Scores, candidate: float) -> float:
+        """As many seconds an answer as in the search."""
+        again = base.scores if self.targets is None else (*base.scores, *base.others)
+        share = self._workload(self._sealed, "test") / self._workload(self.benchmarks, "search")
+        return share * (sum(score.seconds for score in again) + candidate)
+
+    @property
+    def _sealed(self) -> tuple[Benchmark, ...]:
+        return self.benchmarks if self.targets is None else self.targets
+
+    def _workload(self, benchmarks: Sequence[Benchmark], split: Split) -> int:
+        """How many answers one score of these benchmarks takes."""
+        return sum(len(b.halves.take(split, self.limit)) * self.sampling(b).samples for b in benchmarks)
 
     def ceiling(self, incumbent: Sequence[Score], number: int) -> str | None:
         """Why the study's `number`-th candidate could not be called better than this."""
-        if accept.can_improve([_answers(score) for score in incumbent], alpha=accept.level(number)):
+        samples = [score.samples for score in incumbent]
+        if accept.can_improve([_answers(score) for score in incumbent], samples=samples, alpha=accept.level(number)):
             return None
         wrong = sum(round(score.n * (1 - score.mean)) for score in incumbent)
         return f"{wrong} questions of the search split are still wrong, too few to call anything better"
 
     def sampling(self, benchmark: Benchmark, fresh: int = 0) -> Sampling:
         """How a benchmark is answered: greedily where one answer a question is enough, else sampled."""
-        return sampling_for(len(benchmark.halves.take("search", self.limit)), self.samples, fresh)
+        return sampling_for(benchmark.halves.size(self.limit), self.samples, fresh)
 
     def _score(
         self,

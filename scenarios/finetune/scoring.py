@@ -123,6 +123,7 @@ def _ask(
             outcome = bench.run(job, asking.progress(stage / "output", len(items), benchmark.name), watcher)
         finally:  # whatever ends it
             asking.keep_predictions(stage / "output", asked)
+            bench.spend(judging.usage)
     judging.require_judge(benchmark.name)
     if watcher and watcher.dropped and outcome.kind == "stopped":
         return _dropped(bench, stage, entry.name, asked, split, watcher, outcome)

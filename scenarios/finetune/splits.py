@@ -44,6 +44,10 @@ class Halves:
         half = self.search if split == "search" else self.test
         return half[:limit]
 
+    def size(self, limit: int | None) -> int:
+        """How many questions decide how the benchmark is answered: those of its search, or of its test alone."""
+        return len(self.take("search", limit)) or len(self.take("test", limit))
+
 
 def halve(rows: Sequence[Row], *, name: str, question: str | None, category: str | None = None) -> Halves:
     """Split a benchmark's questions in two halves; with an odd number the search half has one more.

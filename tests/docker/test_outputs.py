@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from agent.errors import TrialFailed
-from agent.records import Recipe
+from agent.records import Recipe, Usage
 from agent.run import Job, Outcome, Runner
 from agent.run.logs import tail
 from scenarios import Progress, Stop
@@ -136,6 +136,9 @@ class Hostile:
     runner: Runner
     code: str
     name: str = "trial-1-train"
+
+    def spend(self, usage: Usage) -> None:
+        raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:
         raise AssertionError(message)

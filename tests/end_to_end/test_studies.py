@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import signal
 import time
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 
 from agent.journal import Journal
-from agent.records import Sealed
+from agent.records import Checkpoint, Sealed
 from agent.run.environments import Environments
 from scenarios.finetune.benchmarks import resolve
 from tests.end_to_end.command import User, processes_below
 from tests.servers.hub_server import Hub, Repository
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
+from tests.test_ruler import TASK
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +137,45 @@ def sealed_questions_stay_sealed(user: User, prompts: list[str]) -> None:
         question = str(item.row["question"])
         assert not any(question in prompt for prompt in prompts)
         assert question not in history
+
+
+def test_a_search_pool_and_a_confirmation(user: User) -> None:
+    """Searched with a task of the user's own; the demo's benchmark is sealed whole; the recipe is trained once more."""
+    draw = random.Random(7)
+    numbers = [f"{draw.randrange(10**8):08d}" for _ in range(60)]
+    pool = user.home / "pool.yaml"
+    rows = [{"question": f"Reverse: {digits}", "answer": digits[::-1]} for digits in numbers]
+    (user.home / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool.write_text(TASK.format(name="pool", rows=user.home / "pool.jsonl").replace('"\\n"', '"<|im_end|>"'))
+    with ChatServer(lambda request: ChatAnswer(proposal(GOOD))) as server:
+        env = {
+            "FT_CHAT_API_BASE": server.url,
+            "FT_RUNNER": "local",
+            "FT_SEARCH_BENCHMARKS": json.dumps([str(pool)]),
+            "FT_BENCHMARK_LIMIT": "60",
+            "FT_BENCHMARK_SAMPLES": "1",
+        }
+        output = user.loop("--dataset", "demo/reverse", "--loop_n", "1", "--confirm", "1", env=env)
+    assert "pool: 60 questions to search with" in output
+    state = user.state()
+    assert {score.benchmark for score in state.trials[0].scores} == {"pool"}
+    assert state.trials[0].verdict == "better"
+    sealed = state.result(1, "test", Sealed)
+    assert sealed is not None
+    assert [(score.benchmark, score.split, score.n) for score in sealed.winner] == [("reverse", "test", 60)]
+    assert sealed.comparison.verdict == "better"
+    (again,) = state.confirmations()
+    assert (again.seed, again.failure) == (43, None)
+    assert again.comparison is not None
+    assert again.comparison.verdict == "better"
+    (config,) = user.workspace.glob("studies/*/trials/0001/confirm-1-train/*.yaml")
+    assert "seed: 43" in config.read_text()
+    first, other = state.result(1, "train", Checkpoint), state.result(1, "confirm-1-train", Checkpoint)
+    assert first is not None
+    assert other is not None
+    assert first.weights != other.weights, "another seed, another model"
+    assert not Path(other.path).exists()
+    assert "1 more seed; 1 of 1 better than base" in output
 
 
 def test_kill_nine_in_training_then_the_same_command(user: User) -> None:

@@ -90,7 +90,7 @@ class ChatServer:
     """Serves until it leaves its `with` block; `requests` holds all that arrived.
 
     Args:
-        prefix: Where the endpoint lies; elsewhere it answers 404.
+        prefix: Where the endpoint lies; elsewhere it answers 404. None: every path is answered alike.
         supports: Features that it knows; a request that uses another one is refused with 400.
         key: The only API key that it accepts; None accepts all.
     """
@@ -99,7 +99,7 @@ class ChatServer:
         self,
         answer: Callable[[ChatRequest], ChatAnswer],
         *,
-        prefix: str = "/v1",
+        prefix: str | None = "/v1",
         supports: frozenset[str] = FEATURES,
         key: str | None = None,
     ) -> None:
@@ -121,7 +121,7 @@ class ChatServer:
     @property
     def url(self) -> str:
         """The base URL, as one would put it into FT_CHAT_API_BASE."""
-        return f"{self.root}{self._prefix}"
+        return f"{self.root}{'/v1' if self._prefix is None else self._prefix}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -139,7 +139,7 @@ class ChatServer:
         with self._lock:
             request = ChatRequest(len(self.requests) + 1, path, headers, body)
             self.requests.append(request)
-        if path != f"{self._prefix}/chat/completions":
+        if self._prefix is not None and path != f"{self._prefix}/chat/completions":
             return ChatAnswer(status=404, body=b'{"detail":"Not Found"}')
         sent = headers.get("authorization", "").removeprefix("Bearer ")
         if self._key is not None and sent != self._key:
