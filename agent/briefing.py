@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from agent.hardware import Hardware
 from agent.propose.writer import AllowedKey, BenchmarkBrief, StudyBrief
 from agent.records import Recipe, Value
-from scenarios.finetune import rows, training
+from scenarios.finetune import contamination, rows, training
 from scenarios.finetune.arguments import Arguments, schema
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.keys import METHODS, OPEN
@@ -28,17 +28,24 @@ def study_brief(
     benchmarks: tuple[Benchmark, ...],
     hardware: Hardware,
     budget: Callable[[], str],
+    listing: Path,
 ) -> StudyBrief:
-    """The brief; examples are of the training data, never of a benchmark."""
+    """The brief; examples are of the training data, never of a benchmark.
+
+    Args:
+        listing: Which rows of the data hold benchmark questions (`contamination.prepare`), where they are trained on.
+    """
 
     def defaults(train: Mapping[str, Value]) -> dict[str, Value]:
         return _scalars(training.defaults(Recipe(train=dict(train)), plan))
 
-    examples = list(islice(rows.read(Path(plan.data.directory) / f"{plan.data.name}.jsonl"), EXAMPLES))
+    file = Path(plan.data.directory) / f"{plan.data.name}.jsonl"
+    first = next(rows.read(file), {})
+    held = contamination.held_rows(plan.data.contamination, listing)
     return StudyBrief(
         dataset=dataset,
         rows=plan.data.rows,
-        columns=tuple(examples[0]) if examples else (),
+        columns=tuple(first),
         model=model,
         benchmarks=tuple(
             BenchmarkBrief(name=b.name, description=b.description, answer_format=b.answer_format) for b in benchmarks
@@ -53,9 +60,15 @@ def study_brief(
             "layers": str(plan.model.layers),
             "stored as": plan.model.dtype,
         },
-        examples=tuple(str(example) for example in examples),
+        examples=() if held is None else tuple(str(row) for row in _examples(file, held)),
+        logs=held == frozenset(),
         budget=budget,
     )
+
+
+def _examples(file: Path, held: Set[int]) -> Iterator[rows.Row]:
+    """The first rows that hold no question of a benchmark."""
+    return islice((row for number, row in enumerate(rows.read(file), 1) if number not in held), EXAMPLES)
 
 
 def allowed_keys(known: Arguments | None = None) -> tuple[AllowedKey, ...]:

@@ -4,10 +4,11 @@ what                              goes where
 processes, containers             their owner is dead
 half-made downloads               nobody holds their lock
 temporary directories             nothing in them changed for an hour, which is longer than any of them is needed
+kept predictions                  nobody had them judged for a week
 drafts of an output               nobody holds their study
 --checkpoints: weights            nobody holds their study, the trial is over, and it is not the best, or the study is
                                   finished and output/ has the whole copy
---environments, --images          not of this version; no study of the workspace is at work
+--environments, --images          not of this version; no study of the workspace is at work, and none at all needs the image
 
 What is locked here stays locked until it is gone. No link is followed (`agent.removal`).
 """
@@ -29,7 +30,7 @@ from agent.errors import MachineError, StudyError
 from agent.hub.client import amount
 from agent.journal import Journal, State
 from agent.records import Sealed
-from agent.removal import InUse, Item, Remover, directories, held
+from agent.removal import InUse, Item, Remover, directories, files, held
 from agent.report.words import clean as cleaned
 from agent.settings import Settings, load
 from agent.store import StudyPaths
@@ -40,12 +41,14 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 HOUR = 3600.0
+WEEK = 7 * 24 * HOUR
 _TEMPORARY = (
     ("models", r"\.making-[a-z0-9_]{8}"),
     (f"models/{Path(demo.MODEL).parent}", rf"\.{Path(demo.MODEL).name}\.[0-9a-f]+"),
     ("datasets/demo", r"\.[a-z]+\.[0-9a-f]+"),
     ("scores", r"\.[0-9a-f]{64}\.[0-9a-f]+"),
 )
+_PREDICTIONS = r"[0-9a-f]{64}\.predictions\.jsonl|\.[0-9a-f]{64}\.predictions\.jsonl\.[0-9]+\.draft"
 _ENVIRONMENT = r"[a-z]+-[0-9a-f]{12}"
 
 
@@ -186,6 +189,9 @@ def _temporary(remover: Remover) -> Iterator[Item]:
                 yield Item(what=place, fate="kept", why="changed within the last hour, so it may be in use")
             else:
                 yield remover.remove(place, "a temporary directory that a killed call left")
+    for name in files(remover.root, "scores", _PREDICTIONS):
+        if item := remover.remove_file(f"scores/{name}", "predictions that nobody had judged for a week", WEEK):
+            yield item
 
 
 # Studies
@@ -317,16 +323,23 @@ def _images(busy: str, dry_run: bool) -> Iterator[Item]:
     """Our images, but those that a container was made from."""
     try:
         with _engine() as client:
-            from agent.run.images import ours, remove
+            from agent.run.image_locks import alone
+            from agent.run.images import ours
 
             for tag in ours(client):
-                users = client.containers.list(all=True, ignore_removed=True, filters={"ancestor": tag})
-                if busy or users:
-                    yield Item(what=tag, fate="kept", why=busy or f"the container {users[0].name} was made from it")
-                elif dry_run:
-                    size = int(client.images.get(tag).attrs["Size"])
-                    yield Item(what=tag, fate="would go", why="an image of ftloop", bytes=size)
-                else:
-                    yield Item(what=tag, fate="removed", why="an image of ftloop", bytes=remove(client, [tag]))
+                with alone(tag) as unused:
+                    yield _image(client, tag, busy if unused else "a study needs it", dry_run)
     except MachineError as error:
         yield Item(what="images", fate="failed", why=error.message)
+
+
+def _image(client: DockerClient, tag: str, busy: str, dry_run: bool) -> Item:
+    from agent.run.images import remove
+
+    users = client.containers.list(all=True, ignore_removed=True, filters={"ancestor": tag})
+    if busy or users:
+        return Item(what=tag, fate="kept", why=busy or f"the container {users[0].name} was made from it")
+    if dry_run:
+        size = int(client.images.get(tag).attrs["Size"])
+        return Item(what=tag, fate="would go", why="an image of ftloop", bytes=size)
+    return Item(what=tag, fate="removed", why="an image of ftloop", bytes=remove(client, [tag]))

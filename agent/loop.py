@@ -88,16 +88,21 @@ def keep_time_for_the_end(lab: Lab) -> None:
     base = lab.study.base()
     assert base is not None
     trials, (_, trained) = lab.study.history().trials, lab.study.ran()
-    candidates = [sum(map(_in_full, trial.scores)) for trial in trials if trial.scores]
+    candidates = [seconds_in_full(trial.scores, base.scores) for trial in trials if trial.scores]
     slowest = max(candidates, default=sum(score.seconds for score in base.scores))
     again = lab.confirm * (max(trained, default=0.0) + slowest)
     what = "the sealed test and --confirm" if lab.confirm else "the sealed test"
     lab.study.budget.reserve(1.25 * (lab.scenario.seal_seconds(base, slowest) + again), what)
 
 
-def _in_full(score: Score) -> float:
-    """Seconds that a score takes, or would have taken if its race had gone to the end."""
-    return score.seconds * (score.planned or 1) / (score.asked or score.planned or 1)
+def seconds_in_full(scores: Sequence[Score], base: Sequence[Score]) -> float:
+    """Seconds that a candidate's scores take, or would have taken if its race had gone to the end.
+
+    Benchmarks that it was not asked take as long as the base took for them, times how much slower it was until then.
+    """
+    seconds = sum(score.seconds * (score.planned or 1) / (score.asked or score.planned or 1) for score in scores)
+    before, after = (sum(s.seconds for s in part) for part in (base[: len(scores)], base[len(scores) :]))
+    return seconds + after * (seconds / before if before else 1.0)
 
 
 def invalid_in_a_row(history: History) -> int:

@@ -126,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         *_spellings("--unsafe_local")[::-1],
         action="store_true",
-        help="without Docker, run code that a language model wrote too, with all your rights (default: refuse it)",
+        help="without Docker, let code that a language model wrote run too, with all your rights (default: refuse it)",
     )
     add(*_spellings("--dry_run")[::-1], action="store_true", help="say what would be done and stop")
 

@@ -6,6 +6,7 @@ They are msgspec structs: one declaration gives the type, the JSON form in the j
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -341,6 +342,22 @@ class Contamination(msgspec.Struct, frozen=True, kw_only=True):
         return f"contaminated: {self.found[benchmark]:,} of {self.rows:,} rows of the training data hold its questions"
 
 
+def estimate(trial: Trial, base: Sequence[Score], trials: Sequence[Trial]) -> float | None:
+    """Mean score of a trial on the whole search split; None for a failed one.
+
+    Where its race was ended early, its own mean is that of other questions than the others' means are. Then it is the
+    mean of whom it was compared with, plus the paired difference on the questions that were asked.
+    """
+    found = trial.comparison
+    if found is None or found.asked is None:
+        return trial.mean
+    rivals = {"base": tuple(base)} | {f"trial {one.number}": one.scores for one in trials}
+    if not (scores := rivals.get(found.against, ())):
+        return trial.mean
+    rival = sum(score.mean for score in scores) / len(scores)
+    return min(max(rival + found.difference, 0.0), 1.0)
+
+
 class History(msgspec.Struct, frozen=True, kw_only=True):
     """What a proposer may know: the base's scores and the finished trials, search split only.
 
@@ -359,6 +376,10 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
         if self.best is None:
             return "base", self.base
         return f"trial {self.best}", self.fresh or self.trials[self.best - 1].scores
+
+    def estimate(self, trial: Trial) -> float | None:
+        """A trial's mean score, as `estimate` takes it where its race was ended early."""
+        return estimate(trial, self.base, self.trials)
 
     @property
     def compared(self) -> int:

@@ -53,6 +53,22 @@ class Remover:
             return Item(what=what, fate="failed", why=error.strerror or str(error))
         return Item(what=what, fate="would go" if self._dry_run else "removed", why=why, bytes=size)
 
+    def remove_file(self, place: str, why: str, older: float) -> Item | None:
+        """Remove the file `place` where it is older than so many seconds; None where it is not, or no file is there."""
+        name = Path(place).name
+        try:
+            with opened(self.root, str(Path(place).parent)) as above:
+                found = os.stat(name, dir_fd=above, follow_symlinks=False)
+                if not stat.S_ISREG(found.st_mode) or time.time() - found.st_mtime < older:
+                    return None
+                if not self._dry_run:
+                    os.unlink(name, dir_fd=above)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return Item(what=place, fate="failed", why=error.strerror or str(error))
+        return Item(what=place, fate="would go" if self._dry_run else "removed", why=why, bytes=found.st_size)
+
     def there(self, place: str) -> bool:
         """Whether `place` is a directory, without a link on the way."""
         return Path(place).name in directories(self.root, str(Path(place).parent))
@@ -102,6 +118,15 @@ def directories(root: Path, place: str, pattern: str = ".*") -> list[str]:
                 for entry in entries
                 if entry.is_dir(follow_symlinks=False) and re.fullmatch(pattern, entry.name)
             )
+    except OSError:
+        return []
+
+
+def files(root: Path, place: str, pattern: str) -> list[str]:
+    """Names of the files in `place` that match; none where it is not there, or behind a link."""
+    try:
+        with opened(root, place) as descriptor, os.scandir(descriptor) as entries:
+            return sorted(entry.name for entry in entries if re.fullmatch(pattern, entry.name))
     except OSError:
         return []
 

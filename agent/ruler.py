@@ -23,7 +23,7 @@ EXAMPLE_POOL = ("aime24", "math")
 
 def asked_how(benchmark: Benchmark, settings: Settings, judges: Judges | None) -> str:
     """All that makes scores of a benchmark comparable, for the study's identity."""
-    judged = f", judged by {judges.model}" if judges and benchmark.verdicts else ""
+    judged = f", judged by {judges.identity}" if judges and benchmark.verdicts else ""
     version = benchmark.fingerprint[:12]
     return f"{_sampling(benchmark, settings)[1]}, {benchmark.fewshots}-shot, version {version}{judged}"
 
@@ -56,7 +56,7 @@ def choose_judges(settings: Settings, benchmarks: Sequence[Benchmark], scores: P
         role = Judge(tuple(verdicts), scores / "verdicts")
         return Gateway(endpoint, price, role, transcript=directory / "judge.jsonl")
 
-    return Judges(found.model, gateway)
+    return Judges(found.model, gateway, endpoint.address)
 
 
 def sensitivity(measures: Measures, settings: Settings) -> Iterator[str]:

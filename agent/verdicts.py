@@ -12,10 +12,17 @@ from agent.records import Comparison, Score
 
 Load = Callable[[Score], Answers]
 """Reads the answers behind a score, by question."""
+Fill = Callable[[Score, float], Answers]
+"""The same, with each unscored answer counted as this, also one of several to a question."""
 
 
 def compare(
-    candidate: Sequence[Score], incumbent: Sequence[Score], against: str, number: int | None, load: Load
+    candidate: Sequence[Score],
+    incumbent: Sequence[Score],
+    against: str,
+    number: int | None,
+    load: Load,
+    fill: Fill | None = None,
 ) -> Comparison:
     """The verdict on a candidate.
 
@@ -25,13 +32,13 @@ def compare(
         against: Who that is.
         number: Which comparison of the study this is, from 1 on, for its level; None for the sealed test, which is a
             single one.
-        load: Reads answers.
+        load: Reads answers. fill: reads them with unscored ones counted, where questions are answered several times.
 
     Returns:
         The verdict on the questions that were asked; never "better" where a race ended early.
     """
     alpha = accept.SINGLE if number is None else accept.level(number)
-    pairs = [paired(new, old, load) for new, old in zip(candidate, incumbent, strict=False)]
+    pairs = [paired(new, old, load, fill) for new, old in zip(candidate, incumbent, strict=False)]
     planned = [total(score) for score in incumbent]
     found = accept.compare(pairs, against=against, alpha=alpha, planned=planned[: len(pairs)])
     found = msgspec.structs.replace(found, candidate=number)
@@ -49,12 +56,13 @@ def compare(
     )
 
 
-def paired(new: Score, old: Score, load: Load) -> Paired:
+def paired(new: Score, old: Score, load: Load, fill: Fill | None = None) -> Paired:
     """Both sides' answers to the questions that the new one was asked."""
     answers, best = load(new), load(old)
     if new.asked is not None:
         best = {question: best[question] for question in answers}
-    return Paired(new.benchmark, answers, best, samples=new.samples, best_samples=old.samples)
+    least, most = (fill(new, 0.0), fill(old, 1.0)) if fill else (None, None)
+    return Paired(new.benchmark, answers, best, new.samples, old.samples, least, most)
 
 
 def total(score: Score) -> int:

@@ -198,7 +198,7 @@ def choose_runner(settings: Settings, say: Say, *, unsafe_local: bool = False) -
     named = settings.origin("environments") != "default"
     environments = Environments(settings.environments if named else None)
     if unsafe_local:
-        say("code that a language model wrote runs with all your rights, because of --unsafe-local")
+        say("--unsafe-local: code that a language model wrote would run with all your rights")
     return LocalRunner(environments, disk_limit=settings.trial_disk_bytes, gpus=settings.gpus, unsafe=unsafe_local)
 
 
@@ -288,6 +288,7 @@ def make_proposer(
         subject.measures.all,
         machine,
         lambda: "no time limit" if (seconds := left()) is None else f"{duration(seconds)} of this call are left",
+        paths.contamination,
     )
     allowed = allowed_keys(scenario.plan.arguments)
     return writer.Writer(model, brief, scenario.problems, allowed, transcript=paths.transcript)
@@ -321,10 +322,13 @@ def remove_images(study: Study, runner: Runner, workspace: Workspace, settings: 
         say(f"FT_DOCKER_ENABLE_CACHE=False: the images are kept, as the study {busy} is at work")
         return
     try:
-        freed = runner.remove_images()
+        freed, needed = runner.remove_images()
     except MachineError as error:  # what was found is safe, and the images are in nobody's way
         say(f"FT_DOCKER_ENABLE_CACHE=False: {error.message}")
-    else:
+        return
+    if needed:
+        say(f"FT_DOCKER_ENABLE_CACHE=False: kept, as another study needs them: {', '.join(needed)}")
+    if freed or not needed:
         say(f"FT_DOCKER_ENABLE_CACHE=False: the study's images are removed, which freed {amount(freed)}")
 
 

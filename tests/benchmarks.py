@@ -20,7 +20,8 @@ from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not tests/, whose docker/ would be taken for the SDK
 
 
 def help_s() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,21 @@ from tests.warm import OPENCOMPASS, warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAKS = ("FT_", "OPENAI_", "HF_", "RAY_", "WANDB_")
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background has them ignore Ctrl-C, and everything that they start as well."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is long is left out, and said to be, unless it is asked for."""
+    if os.environ.get("FTLOOP_TEST_LONG"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long: set FTLOOP_TEST_LONG=1"))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -131,6 +132,30 @@ def test_too_many_unscored_questions_give_no_verdict() -> None:
     assert (without(10).n, without(10).wins) == (90, 30)  # unscored is not wrong
     assert without(11).verdict == "unscored"
     assert without(100).verdict == "unscored"
+
+
+def test_unscored_answers_make_nothing_better() -> None:
+    pair = paired(wins=12, losses=29, neither=259)
+    lost: Answers = {name: None if pair.best[name] else score for name, score in pair.candidate.items()}
+    hidden = compare([Paired("b", lost, pair.best)], against="base")
+    assert (hidden.wins, hidden.losses, hidden.n) == (12, 0, 271)
+    assert hidden.verdict == "unscored", "12 to 0 would be better, 12 to 29 is not"
+    assert hidden.low <= 0
+    of_best: Answers = {name: None if pair.candidate[name] else score for name, score in pair.best.items()}
+    assert compare([Paired("b", pair.candidate, of_best)], against="base").verdict == "worse"
+    won = paired(wins=40, losses=0, neither=260)
+    few: Answers = {name: None if 100 <= int(name) < 105 else score for name, score in won.best.items()}
+    assert compare([Paired("b", won.candidate, few)], against="base").verdict == "better"
+
+
+def test_an_unscored_answer_of_several_counts_against_the_candidate_too() -> None:
+    names = [str(i) for i in range(60)]
+    best: Answers = dict.fromkeys(names, 0.5)
+    shown: Answers = {name: 0.75 if int(name) < 20 else 0.5 for name in names}
+    least: Answers = dict(best)  # without the answers that were scored of all that could have been
+    pair = Paired("b", shown, best, samples=4, best_samples=4)
+    assert compare([pair], against="base").verdict == "better"
+    assert compare([replace(pair, least=least, most=best)], against="base").verdict == "unscored"
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,22 @@ def test_an_opencompass_config_takes_its_data_as_opencompass_has_it(tmp_path: Pa
         one(name, tmp_path)
 
 
+@pytest.mark.parametrize("beside", ["copy.json", "copy.txt", "copy.csv", "copy.bin"])
+def test_a_file_beside_the_questions_may_hold_none_of_them(tmp_path: Path, beside: str) -> None:
+    name = "opencompass:aime2024.aime2024_llmjudge_gen_5e9f4f"
+    directory = tmp_path / "benchmarks/opencompass/aime2024.aime2024_llmjudge_gen_5e9f4f/data"
+    asks = [f"What is $\\frac{{{i}}}{{7}}$\nof the \u00e9toile number {i}?" for i in range(9)]
+    write(directory / "aime.jsonl", [{"origin_prompt": text, "gold_answer": "1"} for text in asks])
+    (directory / "examples.txt").write_text("What is $\\frac{90}{7}$ of a whole?")
+    assert len(one(name, tmp_path).halves.test) == 4
+    content = {"json": json.dumps(asks[5]), "txt": asks[5], "csv": f'"{asks[5]}",1', "bin": "\ufeff"}[beside[5:]]
+    (directory / beside).write_bytes(content.encode("utf-16" if beside == "copy.bin" else "utf-8"))
+    with pytest.raises(UsageError, match="take it away") as error:
+        one(name, tmp_path)
+    assert beside in error.value.message
+    assert ("holds question 6" in error.value.message) == (beside != "copy.bin")
+
+
 def test_an_lm_eval_task_takes_rows_as_its_prompt_reads_them(tmp_path: Path) -> None:
     directory = tmp_path / "benchmarks/lm_eval/arc/easy"
     write(directory / "test.jsonl", questions(9))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -11,14 +13,18 @@ import pytest
 from agent.briefing import allowed_keys, study_brief
 from agent.hardware import Hardware
 from agent.llm import ChatModel, Endpoint
+from agent.propose.digest import trials_text
 from agent.propose.writer import StudyBrief, Writer, canonical
-from agent.records import History, Recipe, Value
+from agent.records import Contamination, History, Recipe, Value
 from scenarios.finetune import training
 from scenarios.finetune.arguments import problems, schema
 from scenarios.finetune.data import Prepared
 from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan
+from tests.records_factory import make_failed
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
+
+NOWHERE = Path("no-listing")
 
 
 @pytest.fixture
@@ -48,7 +54,9 @@ def plan(tmp_path: Path) -> TrainingPlan:
 
 @pytest.fixture
 def brief(plan: TrainingPlan) -> StudyBrief:
-    return study_brief("demo/reverse", "demo/tiny", plan, (), Hardware(cores=2, memory=4 << 30), lambda: "8 minutes")
+    return study_brief(
+        "demo/reverse", "demo/tiny", plan, (), Hardware(cores=2, memory=4 << 30), lambda: "8 minutes", NOWHERE
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,3 +104,48 @@ def test_only_keys_of_the_version_that_trains_are_offered() -> None:
     assert "use_dora" not in offered
     assert offered["lora_rank"] == 9
     assert {key.name: key.default for key in allowed_keys()} == {**offered, "use_dora": False, "lora_rank": 8}
+
+
+def contaminated(plan: TrainingPlan, directory: Path, action: Literal["marked", "kept", "removed"]) -> StudyBrief:
+    """The brief of a plan over six rows, of which 1, 2 and 4 hold questions of a benchmark."""
+    rows = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(1, 7)]
+    (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = Contamination(key="k", rows=6, found={"gsm8k": 3}, flagged=3, action=action)
+    plan = dataclasses.replace(plan, data=msgspec.structs.replace(plan.data, rows=6, contamination=found))
+    machine = Hardware(cores=2, memory=4 << 30)
+    return study_brief("lab/mine", "demo/tiny", plan, (), machine, lambda: "", directory / "contamination.jsonl")
+
+
+@pytest.mark.parametrize("action", ["marked", "kept"])
+def test_no_row_that_holds_a_question_of_a_benchmark_is_an_example(
+    plan: TrainingPlan, tmp_path: Path, action: Literal["marked", "kept"]
+) -> None:
+    listing = tmp_path / "contamination.jsonl"
+    listing.write_text("".join(f'{{"row": {row}, "benchmark": "gsm8k"}}\n' for row in (1, 2, 2, 4)))
+    brief = contaminated(plan, tmp_path, action)
+    assert [example.split("'")[3] for example in brief.examples] == ["question 3", "question 5", "question 6"]
+    assert brief.columns == ("instruction", "output")
+    assert not brief.logs
+    listing.unlink()
+    assert contaminated(plan, tmp_path, action).examples == (), "nothing says which rows they are"
+    listing.write_text("".join(f'{{"row": {row}}}\n' for row in (1, 2)))
+    assert contaminated(plan, tmp_path, action).examples == (), "a listing of something else"
+
+
+def test_where_such_rows_were_removed_the_first_ones_are_shown(plan: TrainingPlan, tmp_path: Path) -> None:
+    brief = contaminated(plan, tmp_path, "removed")
+    assert [example.split("'")[3] for example in brief.examples] == ["question 1", "question 2", "question 3"]
+    assert brief.logs
+
+
+def test_the_words_of_a_failed_training_are_not_told_where_its_data_hold_questions() -> None:
+    quoted = "ValueError: cannot use 'sealed question 7'"
+    trial = msgspec.structs.replace(make_failed(1, "train:exit", quoted, quoted), lesson=quoted)
+    checked = msgspec.structs.replace(make_failed(2, "check", "lora_rank: must be at least 1"), lesson="")
+    history = History(trials=(trial, checked))
+    for limit in (10_000, 300):
+        told = trials_text(history, lambda _: {}, limit, logs=False)
+        assert "sealed question 7" not in told
+        assert "failed (train:exit)" in told
+    assert "lora_rank: must be at least 1" in trials_text(history, lambda _: {}, 10_000, logs=False)
+    assert "sealed question 7" in trials_text(history, lambda _: {}, 10_000)

@@ -149,6 +149,29 @@ def test_temporary_directories_go_when_they_are_old(settings: Settings) -> None:
         assert (settings.file_path / name / "file").exists() == (fate != "removed"), name
 
 
+def test_predictions_that_nobody_judges_go_after_a_week(settings: Settings) -> None:
+    key, scores = "ab12" * 16, settings.file_path / "scores"
+    names = {
+        f"{key}.predictions.jsonl": "removed",
+        f".{key}.predictions.jsonl.123.draft": "removed",
+        f"{'0' * 64}.predictions.jsonl": "young",
+        "my.predictions.jsonl": "foreign",
+    }
+    scores.mkdir(parents=True)
+    for name, fate in names.items():
+        (scores / name).write_text("x" * 10)
+        old = time.time() - (6 if fate == "young" else 8) * 24 * HOUR
+        os.utime(scores / name, (old, old))
+    (scores / f"{'1' * 64}.predictions.jsonl").symlink_to(scores / "my.predictions.jsonl")
+    going = {f"scores/{name}" for name, fate in names.items() if fate == "removed"}
+    assert fates(cleaned(settings, Wanted(dry_run=True))) == dict.fromkeys(going, "would go")
+    assert all((scores / name).exists() for name in names)
+    found = cleaned(settings)
+    assert fates(found) == dict.fromkeys(going, "removed")
+    assert {item.bytes for item in found.values()} == {10}
+    assert {name for name in names if (scores / name).exists()} == {n for n, f in names.items() if f != "removed"}
+
+
 def test_drafts_of_outputs_go_with_their_study_idle(settings: Settings) -> None:
     paths = search(settings, 0.9, loop_n=1)
     output = settings.file_path / "output"

@@ -291,6 +291,40 @@ def test_a_dead_judge_costs_bounded_time_however_many_samples_wait() -> None:
     assert gateway.report().unscored == 200
 
 
+def test_a_judge_that_hangs_now_and_then_is_given_up_long_before_all_samples_were_tried() -> None:
+    def every_third_hangs(request: ChatRequest) -> ChatAnswer:
+        return ChatAnswer("A", delay=0.0 if int(request.text.split()[1].rstrip(":")) % 3 else 30.0)
+
+    limits = Limits(call=0.1, patience=1.0, retries=0, concurrency=1)
+    with ChatServer(every_third_hangs) as server:
+        verdicts, report = judged(Gateway(endpoint(server.url), Price(), JUDGE, limits=limits), 60)
+        assert len(server.requests) == 22, "the first loss after twenty, of which too many were lost"
+    assert verdicts == [UNSCORED, "A", "A"] * 7 + [UNSCORED] * 39
+    assert "no complete answer" in str(report.failure) or "no usable answer" in str(report.failure)
+
+
+def test_a_judge_that_fails_now_and_then_but_rarely_is_not_given_up() -> None:
+    def every_twelfth_fails(request: ChatRequest) -> ChatAnswer:
+        number = int(request.text.split()[1].rstrip(":"))
+        return ChatAnswer("A") if (number + 1) % 12 else ChatAnswer(status=500, error="oops")
+
+    limits = Limits(call=0.5, patience=1.0, retries=0, concurrency=1)
+    with ChatServer(every_twelfth_fails) as server:
+        verdicts, report = judged(Gateway(endpoint(server.url), Price(), JUDGE, limits=limits), 48)
+    assert (verdicts.count("A"), report.failure) == (44, None)
+
+
+def test_a_job_that_asks_without_end_is_refused() -> None:
+    with ChatServer(always(ChatAnswer("A"))) as server:
+        gateway = Gateway(endpoint(server.url), Price(), JUDGE, limits=Limits(asks=2))
+        with gateway.open(samples=3) as door:
+            answered = [raw(door, "POST", "/v1/chat/completions", CHAT + b"}")[0] for _ in range(9)]
+        assert answered == [200] * 6 + [429] * 3
+        assert len(server.requests) == 6
+    report = gateway.report()
+    assert (report.asked, report.failure) == (6, "the job asked the judge 9 times, and 6 are enough for it")
+
+
 @pytest.mark.parametrize(
     ("usage", "calls", "failure"),
     [
@@ -386,6 +420,63 @@ def test_a_request_without_an_honest_length_is_refused(length: str) -> None:
         connection.connect(str(door.socket))
         connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
         assert connection.recv(100).split()[1] in (b"411", b"413")
+
+
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 4000\r\n\r\n"
+
+
+def test_a_body_that_ends_too_early_is_refused() -> None:
+    gateway = Gateway(endpoint("http://127.0.0.1:9/v1"), Price(), JUDGE)
+    with gateway.open() as door, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(door.socket))
+        connection.sendall(POST + CHAT + b"}")
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.makefile("rb").read()
+    assert answer.split()[1] == b"400"
+    assert b"ends after 48 of 4,000 bytes" in answer
+    assert gateway.report().asked == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1", POST + CHAT])
+def test_a_client_that_falls_silent_holds_no_thread(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server._Handler, "timeout", 0.2)
+    gateway = Gateway(endpoint("http://127.0.0.1:9/v1"), Price(), JUDGE)
+    with gateway.open() as door, socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(door.socket))
+        connection.sendall(sent)
+        assert connection.recv(100) == b"", "the connection is closed"
+
+
+def test_without_threads_a_connection_is_refused_and_the_gateway_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if "process_request_thread" in str(getattr(thread, "_target", "")):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    gateway = Gateway(endpoint("http://127.0.0.1:9/v1"), Price(), JUDGE)
+    with gateway.open() as door:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+                raw(door, "GET", "/v1/models")
+        assert raw(door, "GET", "/v1/models")[0] == 200
+
+
+def test_without_threads_behind_the_gateway_the_machine_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "llm":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    gateway = Gateway(endpoint("http://127.0.0.1:9/v1"), Price(), JUDGE)
+    with pytest.raises(MachineError, match="can't start new thread"), gateway.open() as door:
+        assert raw(door, "POST", "/v1/chat/completions", CHAT + b"}")[0] == 500
 
 
 def test_the_key_does_not_reach_the_job_even_if_the_endpoint_tells_it(tmp_path: Path) -> None:
@@ -489,7 +580,9 @@ def test_closing_ends_the_requests_under_way_and_leaves_no_thread() -> None:
         assert not llm_threads()
         assert not [thread for thread in threading.enumerate() if "Unix" in str(getattr(thread, "_target", ""))]
     report = gateway.report()
-    assert (report.unscored, report.failure) == (5, None), "a job that was stopped is no fault of the judge"
+    assert (report.asked, report.unscored, report.failure) == (0, 0, None), "stopped is no fault of the judge"
+    assert report.pending == 5
+    assert 0 < report.waited < 5
 
 
 def test_a_defect_is_no_silent_answer(tmp_path: Path) -> None:

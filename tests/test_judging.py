@@ -13,10 +13,11 @@ import pytest
 from agent.errors import MachineError, TrialFailed, UsageError
 from agent.gateway import Gateway, Judge, Limits
 from agent.llm import Endpoint, Price
-from agent.records import Score, Usage
+from agent.records import Checkpoint, Question, Score, Usage
 from agent.resources import resource
 from agent.ruler import choose_judges
 from agent.settings import load
+from scenarios.finetune import scoring
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.judging import Judges
 from scenarios.finetune.score_cache import load_questions
@@ -53,13 +54,15 @@ write()
 """.format(bench=str(resource("docker/bench")))
 
 
-def judged_by(server: ChatServer, root: Path, model: str = "judge") -> Judges:
+def judged_by(
+    server: ChatServer, root: Path, model: str = "judge", address: str = "", limits: Limits = QUICK
+) -> Judges:
     def gateway(verdicts: Sequence[str], directory: Path) -> Gateway:
         endpoint = Endpoint(model=model, base_url=server.url, settings="FT_JUDGE")
         role = Judge(tuple(verdicts), root / "verdicts")
-        return Gateway(endpoint, Price(), role, transcript=directory / "judge.jsonl", limits=QUICK)
+        return Gateway(endpoint, Price(), role, transcript=directory / "judge.jsonl", limits=limits)
 
-    return Judges(model, gateway)
+    return Judges(model, gateway, address)
 
 
 def aime(root: Path) -> Benchmark:
@@ -67,6 +70,7 @@ def aime(root: Path) -> Benchmark:
 
 
 def score(root: Path, answer: Callable[[ChatRequest], ChatAnswer], **changed: Any) -> tuple[StageBench, Score]:
+    root.mkdir(exist_ok=True)
     bench = make_bench(root, JUDGED)
     with ChatServer(answer) as server:
         return bench, ask(bench, root, aime(root), judges=judged_by(server, root), **changed)
@@ -92,7 +96,9 @@ def test_a_judged_score_has_the_judges_verdicts_and_names_it(tmp_path: Path) -> 
     assert again.key == made.key
     with ChatServer(marks) as server:
         other = ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path, "another"))
+        elsewhere = ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path, address="http://broken/v1"))
     assert other.key != made.key, "another judge, another score"
+    assert elsewhere.key != made.key, "whatever a server calls itself"
 
 
 FAILURES: dict[str, tuple[Callable[[ChatRequest], ChatAnswer], str]] = {
@@ -133,6 +139,92 @@ def test_verdicts_given_before_a_judge_failed_are_not_asked_for_again(tmp_path: 
         expired, before = False, len(server.requests)
         made = ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path))
         assert (made.n, len(server.requests) - before, made.settings["judging"]["cached"]) == (20, 13, 7)
+
+
+def predictions(root: Path) -> list[Path]:
+    """What is kept for a next attempt."""
+    return list((root / "scores").glob("*.predictions.jsonl"))
+
+
+def checkpoint(root: Path) -> Checkpoint:
+    """A candidate, as opposed to the base."""
+    (root / "adapter").mkdir(exist_ok=True)
+    return Checkpoint(path=str(root / "adapter"), weights="x", adapter=True)
+
+
+class Dropping:
+    """Stands in for the race, whose arithmetic has its own tests: dropped once the judge was asked by so many."""
+
+    dropped = (Question(id="x", score=0.0, response=""),)
+
+    def __init__(self, server: ChatServer, after: int) -> None:
+        self._server, self._after = server, after
+
+    def __call__(self) -> str | None:
+        return "dropped after some questions" if len(self._server.requests) >= self._after else None
+
+
+def test_a_candidate_that_is_dropped_while_the_judge_is_asked_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way then is nobody's fault, and nothing is kept for another attempt."""
+    bench = make_bench(tmp_path, JUDGED)
+    with ChatServer(lambda request: ChatAnswer("A", delay=0.0 if request.number < 2 else 60.0)) as server:
+        monkeypatch.setattr(scoring, "Watcher", lambda *_: Dropping(server, 2))
+        patient = judged_by(server, tmp_path, limits=replace(QUICK, call=30.0, patience=30.0))
+        made = ask(bench, tmp_path, aime(tmp_path), judges=patient, race=object(), checkpoint=checkpoint(tmp_path))
+    assert (made.asked, made.n) == (1, 1)
+    assert predictions(tmp_path) == []
+
+
+def test_a_judge_too_slow_for_the_time_limit_is_named_and_its_verdicts_are_kept(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, JUDGED)
+    with ChatServer(lambda request: replace(marks(request), delay=0.4)) as server:
+        who = judged_by(server, tmp_path)
+        with pytest.raises(
+            MachineError, match=r"FT_BENCHMARK_TIMEOUT.* went to the judge .FT_JUDGE_MODEL=judge"
+        ) as error:
+            ask(bench, tmp_path, aime(tmp_path), judges=who, timeout=3.0, checkpoint=checkpoint(tmp_path))
+        assert "judges only what is missing" in error.value.hint
+        assert len(predictions(tmp_path)) == 1
+        before = len(server.requests)
+        assert 2 < before < 20
+        made = ask(bench, tmp_path, aime(tmp_path), judges=who, checkpoint=checkpoint(tmp_path))
+        assert made.n == 20
+        assert made.settings["judging"]["cached"] >= before - 1, "all but the one that was under way"
+
+
+def test_a_model_too_slow_for_the_time_limit_is_not_the_judges_fault(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, "time.sleep(60)\n" + JUDGED)
+    with ChatServer(marks) as server, pytest.raises(TrialFailed, match="FT_BENCHMARK_TIMEOUT") as error:
+        ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path), timeout=1.0)
+    assert error.value.kind == "bench"
+
+
+def test_predictions_are_kept_as_long_as_somebody_may_judge_them(tmp_path: Path) -> None:
+    for trained, kept in ((None, 1), (checkpoint(tmp_path), 0)):
+        with pytest.raises(TrialFailed, match="gave no verdict"):
+            score(tmp_path / str(kept), lambda request: ChatAnswer("hm"), checkpoint=trained)
+        assert len(predictions(tmp_path / str(kept))) == kept, "a base is scored again, a failed trial is not"
+
+
+def test_predictions_are_another_judges_too(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, JUDGED)
+    with ChatServer(lambda request: ChatAnswer(status=401, error="no")) as server, pytest.raises(MachineError):
+        ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path, address=server.url))
+    with ChatServer(marks) as server:
+        ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path, "another", server.url))
+    assert not (Path(bench.jobs[1].cwd) / "made").exists(), "the model was not asked again"
+    assert predictions(tmp_path) == []
+
+
+def test_a_job_that_asks_without_end_is_ended_by_an_error(tmp_path: Path) -> None:
+    endless = JUDGED.replace("zip(answers, predicted)", "list(zip(answers, predicted)) * 5")
+    bench = make_bench(tmp_path, endless)
+    with ChatServer(marks) as server:
+        with pytest.raises(MachineError, match="the job asked the judge 41 times, and 40 are enough"):
+            ask(bench, tmp_path, aime(tmp_path), judges=judged_by(server, tmp_path))
+        assert len(server.requests) == 20, "each verdict is bought once"
 
 
 def metered(prompt: int, completion: int) -> Callable[[ChatRequest], ChatAnswer]:

@@ -12,15 +12,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.errors import ProposerError, SettingError, StudyError
 from agent.journal import Journal, events
-from agent.loop import run_call
-from agent.records import Sealed
+from agent.loop import run_call, seconds_in_full
+from agent.records import Score, Sealed
 from agent.store import StudyPaths, locked
 from tests import toy
 from tests.end_to_end.command import processes_below
+from tests.records_factory import make_score
 from tests.toy import Listed, Toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,6 +166,20 @@ def test_time_is_kept_back_for_the_sealed_test(tmp_path: Path) -> None:
         reason = run_call(lab)
     assert "kept for the sealed test" in reason
     assert state(tmp_path).result(1, "test", Sealed) is not None
+
+
+def test_a_candidate_that_was_dropped_is_not_taken_for_a_quick_one() -> None:
+    def took(*seconds: float, asked: int | None = None) -> list[Score]:
+        planned = None if asked is None else 100
+        rest, last = seconds[:-1], make_score(0.5)
+        dropped = msgspec.structs.replace(last, seconds=seconds[-1], asked=asked, planned=planned)
+        return [*(msgspec.structs.replace(last, seconds=one) for one in rest), dropped]
+
+    base = took(10.0, 30.0, 60.0)
+    assert seconds_in_full(took(20.0, 60.0, 120.0), base) == 200.0
+    assert seconds_in_full(took(20.0, 15.0, asked=25), base) == 200.0, "80 s, and 60 s that it does at half the speed"
+    assert seconds_in_full(took(20.0), base) == 200.0
+    assert seconds_in_full(took(20.0), took(0.0, 30.0)) == 50.0
 
 
 def test_a_recipe_that_fails_its_check_is_a_finding(tmp_path: Path) -> None:

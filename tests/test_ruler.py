@@ -10,10 +10,12 @@ import pytest
 from agent import accept, dry_run
 from agent.errors import UsageError
 from agent.options import parse
-from agent.ruler import asked_how, sensitivity
+from agent.ruler import asked_how, choose_judges, sensitivity
 from agent.settings import Settings, load
+from scenarios.finetune.asked import normalised
 from scenarios.finetune.contamination import scan
 from scenarios.finetune.measures import Measures, measures
+from tests.test_compass import lay, rows_of
 
 TASK = """\
 task: {name}
@@ -130,6 +132,94 @@ def test_a_pool_makes_another_study(tmp_path: Path) -> None:
     found, chosen = read(tmp_path, [aim], [near]), settings(tmp_path)
     assert asked_how(found.sealed[0], chosen, None).startswith("4 samples"), "by the size of the whole"
     assert asked_how(found.search[0], chosen, None).startswith("greedy")
+
+
+def test_another_endpoint_makes_another_study(tmp_path: Path) -> None:
+    """A server that calls itself by a good judge's name must not share its scores."""
+    judged = lay(tmp_path, "aime25", rows_of("aime25", 40))
+
+    def asked_at(address: str) -> str:
+        environment = {"FT_JUDGE_MODEL": "gpt-4", "FT_JUDGE_API_BASE": f"http://user:secret@{address}/v1?key=secret"}
+        chosen = load({}, None, environment, tmp_path)
+        return asked_how(judged, chosen, choose_judges(chosen, [judged], tmp_path))
+
+    assert asked_at("127.0.0.1:9").endswith("judged by gpt-4 at http://127.0.0.1:9/v1")
+    assert asked_at("127.0.0.1:8") != asked_at("127.0.0.1:9")
+    assert "secret" not in asked_at("127.0.0.1:9")
+
+
+# The same question in two benchmarks
+
+
+AIME = [
+    f"Let $N_{{{i}}}$ be the number of ordered pairs of positive integers with sum {100 + 7 * i}. Find $N \\bmod 1000$."
+    for i in range(20)
+]
+
+
+def lay(root: Path, file: str, rows: list[dict[str, str]]) -> None:
+    path = root / "benchmarks" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def texts(found: Measures, split: str) -> set[str]:
+    """The questions that every benchmark has in a split, as letters and digits."""
+    rows = [item.row for b in found.all for item in getattr(b.halves, split)]
+    return {normalised(str(row.get("question") or row.get("origin_prompt"))) for row in rows}
+
+
+COMPASS = "opencompass:aime2024.aime2024_llmjudge_gen_5e9f4f"
+
+
+def lay_aime_twice(root: Path) -> None:
+    lay(root, "aime24/test.jsonl", [{"question": text, "answer": str(i)} for i, text in enumerate(AIME)])
+    again = [{"origin_prompt": text.replace(" ", "  ").upper(), "gold_answer": str(i)} for i, text in enumerate(AIME)]
+    lay(root, f"{COMPASS.replace(':', '/')}/data/aime.jsonl", again)
+
+
+def test_no_half_is_searched_with_what_another_benchmark_keeps_sealed(tmp_path: Path) -> None:
+    lay_aime_twice(tmp_path)
+    found = read(tmp_path, ["aime24", COMPASS])
+    assert not found.pooled
+    assert not texts(found, "search") & texts(found, "test")
+    assert len(texts(found, "test")) > 10, "sealed halves stay whole"
+    assert any("aime24: " in note and "left out" in note for note in found.notes)
+
+
+def test_a_pool_in_another_layout_is_the_target_all_the_same(tmp_path: Path) -> None:
+    lay_aime_twice(tmp_path)
+    with pytest.raises(UsageError, match=r"every question of opencompass-aime2024.* is asked by aime24 too"):
+        read(tmp_path, ["aime24"], [COMPASS])
+
+
+def test_a_copy_in_another_frame_is_left_out_of_the_pool(tmp_path: Path) -> None:
+    aim = [f"How many {word} does the farmer of the {word} valley sell in the {word} market?" for word in WORDS]
+    framed = [f"Solve this step by step.\n\n{text}\n\nEnd with a number." for text in aim[:3]]
+    found = read(tmp_path, [task(tmp_path, "aim", aim)], [task(tmp_path, "near", [*asked("near", 5), *framed])])
+    assert len(found.search[0].halves.search) == 5
+
+
+def test_a_benchmark_loses_what_its_own_sealed_half_holds_in_another_spelling(tmp_path: Path) -> None:
+    twice = [text for one in asked("aim", 20) for text in (one, one.upper())]
+    found = read(tmp_path, [task(tmp_path, "aim", twice)])
+    assert not texts(found, "search") & texts(found, "test")
+    assert len(found.sealed[0].halves.test) == 20
+
+
+def test_multiple_choice_questions_are_known_by_their_choices(tmp_path: Path) -> None:
+    def rows(start: int) -> list[dict[str, str]]:
+        letters = [{"A": f"claim {start + i}", "B": f"claim {start - i}", "C": "both", "D": "none"} for i in range(8)]
+        return [{"question": "Which one is true?", **one, "answer": "A", "category": "law"} for one in letters]
+
+    lay(tmp_path, "mmlu/test.jsonl", rows(100))
+    lay(tmp_path, "mmlu/train.jsonl", rows(200))
+    (mmlu,) = read(tmp_path, ["mmlu"]).search
+    assert mmlu.halves.duplicates == 0
+    assert (len(mmlu.halves.search), len(mmlu.halves.test)) == (4, 4)
+
+
+WORDS = ("apple", "turnip", "cabbage", "carrot", "onion", "pepper")
 
 
 # What they can show

@@ -12,7 +12,8 @@ import pytest
 
 from agent.accept import SINGLE
 from agent.propose.digest import mistakes_text, scores_text, trials_text
-from agent.records import History, Mistake, Scores
+from agent.records import Contamination, History, Mistake, Scores
+from agent.report import plots
 from agent.report.markdown import report_text
 from agent.report.summary import summary
 from scenarios.finetune.benchmarks import Benchmark
@@ -140,12 +141,12 @@ def test_a_candidate_that_stays_is_asked_all_benchmarks(tmp_path: Path) -> None:
 
 
 def test_every_score_of_a_contaminated_benchmark_is_marked(tmp_path: Path) -> None:
-    found = SimpleNamespace(action="marked", found={"reverse": 12}, summary="12 of 100 rows hold questions of reverse")
+    found = Contamination(key="k", rows=100, found={"reverse": 12}, flagged=12, action="marked")
     one = scenario(tmp_path, *two(tmp_path), contamination=found)
     first, second = one.baseline(make_bench(tmp_path)).scores
-    assert first.marked == "contaminated: 12 of 100 rows hold questions of reverse"
+    assert first.marked == "contaminated: 12 of 100 rows of the training data hold its questions"
     assert second.marked == ""
-    found.action = "removed"
+    one = scenario(tmp_path, *two(tmp_path), contamination=msgspec.structs.replace(found, action="removed"))
     assert [score.marked for score in one.baseline(make_bench(tmp_path)).scores] == ["", ""]
 
 
@@ -220,7 +221,12 @@ def test_a_dropped_candidate_is_told_as_such(tmp_path: Path) -> None:
     trial = make_trial(1, comparison=dropped)
     history = History(base=(make_score(0.2),), trials=(trial,))
     assert "dropped after 30 of 150 questions" in trials_text(history, lambda _: {}, 10_000)
-    report = make_report(trials=(trial,), best=None, sealed=None)
+    partial = msgspec.structs.replace(trial.scores[0], asked=30, planned=150)
+    assert "after 30 of 150 questions" in scores_text([partial])
+    line = "score about 0.100 (after 30 of 150 questions), tie"
+    assert line in trials_text(history, lambda _: {}, 300), "the base's mean and the paired difference"
+    report = make_report(base=(make_score(0.2),), trials=(trial,), best=None, sealed=None)
+    assert plots.of_trial(trial, report) == pytest.approx((0.1, 0.04, 0.16))
     assert "dropped after 30 of 150 questions" in report_text(report)
     assert "dropped after 30 of 150 questions" in summary(report)
     assert "racing 80% of 150 questions saved: 1 of 1 candidate dropped early" in " ".join(summary(report).split())

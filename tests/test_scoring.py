@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from agent.errors import MachineError, StudyError, TrialFailed
 from agent.records import Checkpoint, FileRef, Score, Usage
-from agent.run import EnvironmentName, Job, Outcome, Say
+from agent.run import EnvironmentName, Job, Outcome, Runner, Say
 from agent.run.environments import Environments
 from agent.run.local import LocalRunner
 from scenarios import Progress, Stop
@@ -38,7 +38,7 @@ class StageBench:
     """What a stage gives: a directory, a runner, a voice."""
 
     directory: Path
-    runner: LocalRunner
+    runner: Runner
     name: str = "study-0001-bench"
     jobs: list[Job] = field(default_factory=list)
     said: list[str] = field(default_factory=list)

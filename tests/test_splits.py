@@ -92,3 +92,12 @@ def test_fewer_than_two_questions_cannot_be_halved(questions: list[Row]) -> None
 def test_text_that_no_encoding_can_hold_is_no_crash() -> None:
     broken = [{"question": "\ud800 one"}, {"question": "two"}]
     assert len(halve(broken, name="b", question="question").search) == 1
+
+
+def test_the_same_stem_with_other_choices_is_another_question() -> None:
+    stems = [{"question": "Which is true?", "A": f"{i}", "B": "none", "answer": "A"} for i in range(6)]
+    halves = halve(stems, name="b", question="question", choices=("A", "B"))
+    assert halves.duplicates == 0
+    assert len(halves.search) == len(halves.test) == 3
+    other_answer = halve([*stems, {**stems[2], "answer": "B"}], name="b", question="question", choices=("A", "B"))
+    assert (other_answer.duplicates, other_answer.search) == (1, halves.search)

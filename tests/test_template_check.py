@@ -235,6 +235,7 @@ THINKING = """{%- for message in messages %}
 {%- endif %}"""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_reasoning_template_as_qwen3_has_it_passes(run: Callable[..., Bench], chatml: Path, tmp_path: Path) -> None:
     """Its think block stands before each answer that is learned, as in the chat template, and in no prompt."""
@@ -242,6 +243,7 @@ def test_a_reasoning_template_as_qwen3_has_it_passes(run: Callable[..., Bench], 
     assert "render the same" in bench.said[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("template", [None, "chatml"])
 def test_a_model_without_a_chat_template_is_trained_and_asked_alike(
@@ -252,6 +254,7 @@ def test_a_model_without_a_chat_template_is_trained_and_asked_alike(
     assert "render the same" in bench.said[0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_tokenizer_that_begins_each_text_with_a_token_of_its_own_passes(
     run: Callable[..., Bench], chatml: Path, tmp_path: Path
@@ -289,6 +292,7 @@ def test_an_end_of_turn_at_which_evaluation_does_not_stop_is_refused(
     assert refused.value.hint.startswith("set FT_TEMPLATE to one that renders as the model's own does: chatml")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_template_that_training_cannot_read_is_refused(
     run: Callable[..., Bench], chatml: Path, tmp_path: Path

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from agent.errors import BudgetEnded, TrialFailed
@@ -15,7 +16,7 @@ from agent.propose.tpe import START, Tpe, design, sobol_pair, sweep
 from agent.records import History, Proposal, Recipe, Trial
 from agent.space import Choice, Float, Int, Parameter, Space
 from scenarios.finetune.space import default_space
-from tests.records_factory import make_failed, make_proposal, make_score, make_trial
+from tests.records_factory import make_comparison, make_failed, make_proposal, make_score, make_trial
 
 Objective = Callable[[Recipe], float | None]
 
@@ -55,6 +56,27 @@ def search(trials: int, objective: Objective, seed: int = 0) -> History:
 
 def proposals(history: History) -> list[Proposal]:
     return [trial.proposal for trial in history.trials if trial.proposal]
+
+
+def dropped(trial: Trial, difference: float) -> Trial:
+    """The trial as if its race had ended after 30 questions, with this paired difference on them."""
+    comparison = msgspec.structs.replace(make_comparison(difference, "tie", n=30), asked=30, planned=150)
+    return msgspec.structs.replace(trial, comparison=comparison)
+
+
+def test_a_dropped_trial_is_ranked_by_its_paired_difference_and_not_by_the_questions_it_was_asked() -> None:
+    full, easy = make_trial(1, 0.45), dropped(make_trial(2, 0.9), -0.1)  # 30 easy questions, of which the base has all
+    history = History(base=(make_score(0.4),), trials=(full, easy))
+    assert history.estimate(full) == pytest.approx(0.45)
+    assert history.estimate(easy) == pytest.approx(0.3)
+    later = dropped(make_trial(3, 0.9, against="trial 1"), -0.1)
+    later = msgspec.structs.replace(later, comparison=msgspec.structs.replace(later.comparison, against="trial 1"))
+    assert History(base=history.base, trials=(full, easy, later)).estimate(later) == pytest.approx(0.35)
+    assert history.estimate(make_failed(4)) is None
+    seen = search(START + 1, peak)
+    lucky = dropped(msgspec.structs.replace(seen.trials[0], scores=(make_score(1.0),)), -0.3)
+    told = History(base=(make_score(0.4),), trials=(lucky, *seen.trials[1:]))
+    assert "scored 1.000" not in Tpe(default_space(), allow, 0).propose(told, ()).hypothesis
 
 
 def test_the_same_seed_and_history_give_the_same_proposal() -> None:

@@ -33,6 +33,8 @@ class Paired:
 
     Attributes:
         samples, best_samples: Answers a question that the scores are means of.
+        least, most: The candidate's scores with every unscored answer counted as wrong, and the best's with every one
+            counted as right, where questions were answered several times; None for the question's score or that.
     """
 
     benchmark: str
@@ -40,6 +42,8 @@ class Paired:
     best: Answers
     samples: int = 1
     best_samples: int = 1
+    least: Answers | None = None
+    most: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,13 @@ def scored(pair: Paired) -> list[tuple[float, float]]:
     if not all(0.0 <= score <= 1.0 for answers in found for score in answers):
         raise ValueError(f"{pair.benchmark}: a score lies outside [0, 1]")
     return found
+
+
+def worst(pair: Paired) -> list[tuple[float, float]]:
+    """The (candidate, best) scores of all questions if every unscored answer spoke against the candidate."""
+    least, most = pair.least or pair.candidate, pair.most or pair.best
+    both = [(least[question], most[question]) for question in sorted(pair.best)]
+    return [(0.0 if new is None else new, 1.0 if old is None else old) for new, old in both]
 
 
 def test(scores: list[tuple[float, float]], samples: int, alpha: float) -> Result:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from agent.accept.distributions import NORMAL, normal_quantile
 from agent.accept.levels import ALPHA, level
-from agent.accept.paired import MAX_UNSCORED, Paired, Result, mean, scored, test, unknown
+from agent.accept.paired import MAX_UNSCORED, Paired, Result, mean, scored, test, unknown, worst
 from agent.accept.planning import HOPELESS, LOSS_RATE, detectable, reachable, room, together, voters
 from agent.records import Comparison, Verdict
 
@@ -42,9 +42,10 @@ def compare(
         planned: Questions that each benchmark would have been asked, where the candidate was dropped in a race.
 
     Returns:
-        "better" only if the lower bound is above 0; "worse" if the upper one is below 0; "unscored" where more than
-        `MAX_UNSCORED` of a benchmark's questions have no score; "undecidable" where the questions are so few, or so few
-        of them are left to win, that only luck could tell; else "tie". A candidate that was dropped is never "better".
+        "better" only if the lower bound is above 0, also if every unscored answer spoke against the candidate; "worse"
+        if the upper one is below 0; "unscored" where more than `MAX_UNSCORED` of a benchmark's questions have no score,
+        or where only they make the candidate better; "undecidable" where the questions are so few, or so few of them
+        are left to win, that only luck could tell; else "tie". A candidate that was dropped is never "better".
         For several benchmarks, `difference` is the mean over those that vote, weighted by 1 / the width of the
         interval of each, and the p-value is the combined one.
 
@@ -75,7 +76,8 @@ def compare(
     elif together(shown) > HOPELESS:
         verdict = "undecidable"
     elif combined.p_better < chosen:
-        verdict = "tie" if dropped or _worse_on_one(results) else "better"
+        held_back = dropped or _worse_on_one(results)
+        verdict = "tie" if held_back else "better" if _stands(pairs, voting, chosen) else "unscored"
     elif combined.p_worse < chosen:
         verdict = "worse"
     else:
@@ -85,7 +87,7 @@ def compare(
     return Comparison(
         verdict=verdict,
         difference=combined.difference,
-        low=combined.low,
+        low=min(combined.low, 0.0) if verdict == "unscored" else combined.low,
         high=combined.high,
         wins=sum(result.wins for result in results),
         losses=sum(result.losses for result in results),
@@ -131,6 +133,12 @@ def _stouffer(p_values: Sequence[float]) -> float:
     """One p-value of several: of the sum of their z-scores, which varies sqrt(k) times as much as one."""
     z = [-normal_quantile(min(max(p, 1e-300), 1 - 1e-16)) for p in p_values]
     return NORMAL.cdf(-sum(z) / math.sqrt(len(z)))
+
+
+def _stands(pairs: Sequence[Paired], voting: Sequence[int], alpha: float) -> bool:
+    """Whether a candidate stays better if every unscored answer spoke against it."""
+    results = [test(worst(pair), pair.samples, alpha) for pair in pairs]
+    return _combine([results[index] for index in voting], alpha).p_better < alpha and not _worse_on_one(results)
 
 
 def _worse_on_one(results: Sequence[Result]) -> bool:

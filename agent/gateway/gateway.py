@@ -15,13 +15,11 @@ import msgspec
 from agent.gateway.files import Transcript, VerdictStore
 from agent.gateway.judge import UNSCORED, reminded, verdict
 from agent.gateway.server import Door, Response, serving
-from agent.gateway.upstream import Limits, Lost, Upstream
+from agent.gateway.upstream import TOLERATED, Closed, Limits, Lost, Upstream
 from agent.llm import Endpoint, Message, Price, Reply
 from agent.records import Usage
 from agent.run.lock import job_user
 
-TOLERATED = 0.1
-"""Share of the samples that may stay without an answer before the endpoint is reported as failing."""
 QUOTE = 80  # characters of an answer that was no verdict, in the report
 
 
@@ -48,6 +46,8 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         asked: Requests of the job: `answered` by the endpoint, `cached` verdicts of earlier runs, and `unscored`.
+        pending: Requests that were still waiting when the job ended; they are no finding about anybody.
+        waited: Seconds during which at least one request was waiting.
         failure: What is wrong with the endpoint and what to do, in one line; None where all is well, or nearly.
         unclear: An answer that was no verdict, where there was one.
         usage: Calls, tokens and cost of it all, attempts in vain included.
@@ -57,6 +57,8 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     answered: int
     cached: int
     unscored: int
+    pending: int
+    waited: float
     failure: str | None
     unclear: str
     usage: Usage
@@ -128,12 +130,21 @@ class Gateway:
         self._who = "judge" if judging else "model"
         self._lock = threading.Lock()
         self._counts = {"answered": 0, "cached": 0, "unscored": 0}
+        self._pending = self._received = self._open = 0
+        self._waited = self._since = 0.0
+        self._most: int | None = None
         self._unclear = ""
         self._disk: str | None = None
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Door]:
-        """Serve until the block is left, once; then nothing of it is left. MachineError if no socket can be made."""
+    def open(self, samples: int | None = None) -> Iterator[Door]:
+        """Serve until the block is left, once; then nothing of it is left. MachineError if no socket can be made.
+
+        Args:
+            samples: That the job has to ask for, each `Limits.asks` times at most; what goes beyond is refused. None
+                for any number.
+        """
+        self._most = samples * self._limits.asks if samples is not None else None
         with serving(self._respond, self._upstream.close, self._user, self._limits.body) as door:
             yield door
 
@@ -143,6 +154,8 @@ class Gateway:
             return Judged(
                 asked=sum(self._counts.values()),
                 **self._counts,
+                pending=self._pending,
+                waited=self._waited + (time.monotonic() - self._since if self._open else 0.0),
                 failure=self._failure(),
                 unclear=self._unclear,
                 usage=self._upstream.usage,
@@ -155,6 +168,8 @@ class Gateway:
             reason = f"the {self._who} {health.broken}"
         elif health.lost > TOLERATED * asked:
             reason = f"{health.lost} of {asked} samples got no answer: the {self._who} {health.reason}"
+        elif self._most is not None and self._received > self._most:
+            reason = f"the job asked the {self._who} {self._received} times, and {self._most} are enough for it"
         return reason and " ".join(self._upstream.endpoint.redact(reason).split())
 
     def _respond(self, method: str, path: str, body: bytes) -> Response:
@@ -168,12 +183,39 @@ class Gateway:
             chosen = None if isinstance(self._role, Judge) else msgspec.json.decode(body, type=_Options)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _refusal(400, str(error))
+        with self._waiting() as refused:
+            if refused:
+                return _refusal(429, "the job asks more often than it has samples")
+            return self._answer(messages, chosen)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[bool]:
+        """A request of the job, while it is under way; whether it is one too many."""
+        with self._lock:
+            self._received += 1
+            if not self._open:
+                self._since = time.monotonic()
+            self._open += 1
+            refused = self._most is not None and self._received > self._most
+        try:
+            yield refused
+        finally:
+            with self._lock:
+                self._open -= 1
+                if not self._open:
+                    self._waited += time.monotonic() - self._since
+
+    def _answer(self, messages: list[Message], chosen: _Options | None) -> Response:
         try:
             if isinstance(self._role, Judge):
                 return self._completion(self._judge(self._role, messages))
             return self._chat(messages, msgspec.to_builtins(chosen))
         except Lost as lost:
-            self._count("unscored")
+            if isinstance(lost, Closed):
+                with self._lock:
+                    self._pending += 1
+            else:
+                self._count("unscored")
             self._note(messages=messages, error=str(lost))
             if isinstance(self._role, Judge):
                 return self._completion(UNSCORED)

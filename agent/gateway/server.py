@@ -22,6 +22,8 @@ from agent.errors import MachineError
 
 LONGEST_PATH = 99  # bytes of a socket's path; the kernel takes 107
 CONNECTIONS = 128  # at a time; each has a thread
+PATIENCE = 60.0
+"""Seconds without a byte, after which a connection is given up: a client's idle ones do not hold threads for ever."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def serving(respond: Respond, stop: Callable[[], None], user: tuple[int, int], l
         longest_body: In bytes; a longer request is refused unread.
 
     Raises:
-        MachineError: No socket can be made. Whatever `respond` raised is raised at the end.
+        MachineError: No socket can be made, or no thread. Whatever `respond` raised is raised at the end.
     """
     directory = _runtime_directory()
     try:
@@ -65,7 +67,10 @@ def serving(respond: Respond, stop: Callable[[], None], user: tuple[int, int], l
         try:
             _hand_over(directory, user)
             thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise _no_thread(error) from None
             try:
                 yield Door(directory / "gateway.sock")
             finally:
@@ -77,8 +82,8 @@ def serving(respond: Respond, stop: Callable[[], None], user: tuple[int, int], l
             server.server_close()  # waits for the threads of all connections
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    if server.defects:
-        raise server.defects[0]
+    for defect in server.defects:
+        raise _no_thread(defect) if _lacks_threads(defect) else defect
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -88,14 +93,27 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.respond, self.longest_body = respond, longest_body
         self.defects: list[Exception] = []
         self._open: set[socket.socket] = set()
+        self._answering: list[threading.Thread] = []
         super().__init__(str(path), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer it in a thread of its own; where there can be none, the connection is refused."""
         if len(self._open) >= CONNECTIONS:
             self.shutdown_request(request)
             return
         self._open.add(request)
-        super().process_request(request, client_address)
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address))
+        try:
+            thread.start()
+        except RuntimeError:
+            self.shutdown_request(request)
+            return
+        self._answering = [*(other for other in self._answering if other.is_alive()), thread]
+
+    def server_close(self) -> None:
+        super().server_close()
+        for thread in self._answering:
+            thread.join()
 
     def shutdown_request(self, request: Any) -> None:
         self._open.discard(request)
@@ -118,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "ftloop"
     sys_version = ""
+    timeout = PATIENCE
     server: _Server
 
     def do_GET(self) -> None:
@@ -129,8 +148,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(411, "a request needs a Content-Length")
         elif len(length) > 12 or int(length) > self.server.longest_body:
             self._refuse(413, f"a request may have {self.server.longest_body:,} bytes")
+        elif len(body := self.rfile.read(int(length))) < int(length):
+            self._refuse(400, f"the body ends after {len(body):,} of {int(length):,} bytes")
         else:
-            self._answer(self.rfile.read(int(length)))
+            self._answer(body)
 
     def _answer(self, body: bytes) -> None:
         try:
@@ -158,6 +179,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """The transcript says more."""
+
+
+def _lacks_threads(defect: Exception) -> bool:
+    return isinstance(defect, RuntimeError) and "new thread" in str(defect)
+
+
+def _no_thread(error: Exception) -> MachineError:
+    return MachineError(f"the gateway: {error}", "raise the limit on processes (`ulimit -u`), or end some of them")
 
 
 def _runtime_directory() -> Path:

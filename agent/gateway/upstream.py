@@ -2,7 +2,8 @@
 
 Retries, time limits and the wording of what is wrong are those of `agent.llm.ChatModel`. Here many requests share one
 endpoint, so that a dead one costs a bounded time and not that time once a sample: after `failures` samples in a row
-without an answer, or one refusal before any answer (wrong key, unknown model), the rest are lost at once.
+without an answer, after a share of them beyond what is tolerated (an endpoint that hangs now and then), or after one
+refusal before any answer (wrong key, unknown model), the rest are lost at once.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from agent.records import Usage
 
 REFUSED = (401, 402, 403, 404, 405, 429)
 """What a refusal of every request looks like; 429 is one only where it says that the account is empty."""
+TOLERATED = 0.1
+"""Share of the samples that may stay without an answer before the endpoint is reported as failing."""
+SHARE_OF = 20
+"""Requests with an outcome before that share means anything."""
 CHARACTERS = 2
 """Of a token, at least; for the cost of a prompt before it is sent."""
 
@@ -54,6 +59,13 @@ class Lost(Exception):
     """A sample got no answer; the text is one line that says why and what to do."""
 
 
+class Closed(Lost):
+    """The gateway was closed, because the job is over: no fault of the endpoint."""
+
+    def __init__(self) -> None:
+        super().__init__("the gateway is closed")
+
+
 @dataclass
 class Health:
     """What became of the samples that were sent.
@@ -68,6 +80,12 @@ class Health:
     row: int = 0
     reason: str = ""
     broken: str | None = None
+
+    @property
+    def failing(self) -> bool:
+        """Whether so many of so many are lost that the rest is not worth its time."""
+        known = self.answered + self.lost
+        return known >= SHARE_OF and self.lost > TOLERATED * known
 
 
 class Upstream:
@@ -119,7 +137,7 @@ class Upstream:
     def check(self) -> None:
         """Raises Lost where nothing more is sent."""
         if self._closed.is_set():
-            raise Lost("the gateway is closed")
+            raise Closed
         if self.health.broken:
             raise Lost(self.health.broken)
 
@@ -152,7 +170,7 @@ class Upstream:
         with self._lock:
             self.usage += consumed
             if self._closed.is_set():
-                return Lost("the gateway is closed")
+                return Closed()
             if isinstance(error, EndpointError):
                 reason = f"{error.message}: {error.hint}"
             else:
@@ -161,7 +179,7 @@ class Upstream:
             health = self.health
             health.lost, health.row, health.reason = health.lost + 1, health.row + 1, reason
             refused = isinstance(error, EndpointError) and error.status in REFUSED and not health.answered
-            if refused or health.row >= self._limits.failures:
+            if refused or health.row >= self._limits.failures or health.failing:
                 health.broken = health.broken or reason
         return Lost(reason)
 

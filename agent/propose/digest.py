@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
+
 from agent.prompts import clip, one_line
 from agent.records import Comparison, History, Proposal, Score, Trial, Value
 
@@ -12,6 +14,9 @@ TAIL = 1_200  # characters of a failed job's log, in full detail
 RECIPE = 1_500  # characters of a recipe
 PROSE = 300  # characters of a hypothesis, a reason, a lesson or a wrong answer
 MISTAKES = 3  # wrong answers shown of each benchmark
+
+READS_DATA = ("data", "mini-run", "train:oom", "train:timeout", "train:exit")
+"""Failures of jobs that see the training data."""
 
 Defaults = Callable[[Mapping[str, Value]], Mapping[str, Value]]
 """What holds where a recipe's keys say nothing; it depends on the keys that they set."""
@@ -64,20 +69,23 @@ def in_effect(train: Mapping[str, Value], defaults: Defaults) -> dict[str, Value
     return {**defaults(train), **{key: value for key, value in train.items() if value is not None}}
 
 
-def trials_text(history: History, defaults: Defaults, limit: int) -> str:
+def trials_text(history: History, defaults: Defaults, limit: int, *, logs: bool = True) -> str:
     """All finished trials in at most about `limit` characters.
 
     The newest are told in full, older ones in a line each, the oldest not at all; the best is always told in full.
+
+    Args:
+        logs: Whether what a failed training said is told; its log may quote rows of its data.
     """
     recipes = {trial.number: trial.proposal.recipe.train for trial in history.trials if trial.proposal}
     told: list[str] = []
     left = limit
     for trial in reversed(history.trials):
-        full = _in_full(trial, recipes, defaults)
+        full = _in_full(trial if logs else _silenced(trial), recipes, defaults)
         # Half of the room is for full accounts; the best's is never shortened away.
         if trial.number == history.best or len(full) <= left - limit // 2:
             text = full
-        elif len(line := _in_a_line(trial)) <= left:
+        elif len(line := _in_a_line(trial, history.estimate(trial))) <= left:
             text = line
         else:
             continue
@@ -91,7 +99,8 @@ def trials_text(history: History, defaults: Defaults, limit: int) -> str:
 def _score(score: Score) -> str:
     unscored = f", {score.unscored} unscored" if score.unscored else ""
     unformatted = f", {score.unformatted} without an answer" if score.unformatted else ""
-    return f"{score.benchmark} {score.mean:.3f} ± {score.stderr:.3f} (n={score.n}{unformatted}{unscored})"
+    partial = "" if score.asked is None else f", after {score.asked} of {score.planned} questions"
+    return f"{score.benchmark} {score.mean:.3f} ± {score.stderr:.3f} (n={score.n}{partial}{unformatted}{unscored})"
 
 
 def _comparison(comparison: Comparison) -> str:
@@ -128,9 +137,19 @@ def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults:
     return "\n".join(lines)
 
 
-def _in_a_line(trial: Trial) -> str:
+def _silenced(trial: Trial) -> Trial:
+    """The trial without the words of a job that read the training data."""
+    if trial.failure is None or trial.failure.kind not in READS_DATA:
+        return trial
+    failure = msgspec.structs.replace(trial.failure, reason="(not shown: its log may quote the data)", tail="")
+    return msgspec.structs.replace(trial, failure=failure, lesson="")
+
+
+def _in_a_line(trial: Trial, estimate: float | None) -> str:
     change = one_line(trial.proposal.change, 100) if trial.proposal else "no proposal"
-    score = "" if trial.mean is None else f", score {trial.mean:.3f}"
+    found = trial.comparison
+    partial = "" if found is None or found.asked is None else f" (after {found.asked} of {found.planned} questions)"
+    score = "" if estimate is None else f", score {'about ' if partial else ''}{estimate:.3f}{partial}"
     return f"trial {trial.number}: {change}{score}, {trial.verdict}"
 
 

@@ -55,7 +55,7 @@ class Tpe:
         tried = [trial.proposal.recipe for trial in history.trials if trial.proposal]
         tried += [proposal.recipe for proposal in pending]
         within = sum(self._space.restrict(recipe.train) is not None for recipe in tried)
-        means = {trial.mean for trial in self._known(history) if trial.mean is not None}
+        means = {history.estimate(trial) for trial in self._known(history)} - {None}
         # While all scores are equal (often 0), a model of them would follow noise: keep covering the space.
         start = within < START or len(means) < 2
         points = design(self._space, self._seed) if start else self._ask(history, pending)
@@ -97,7 +97,8 @@ class Tpe:
         for trial in self._known(history):
             assert trial.proposal
             # A failure counts as worse than any score: Optuna would ignore FAIL.
-            self._tell(study, trial.proposal, state.PRUNED if trial.mean is None else state.COMPLETE, trial.mean)
+            mean = history.estimate(trial)
+            self._tell(study, trial.proposal, state.PRUNED if mean is None else state.COMPLETE, mean)
         for proposal in pending:
             self._tell(study, proposal, state.RUNNING)
         while True:
@@ -138,8 +139,9 @@ class Tpe:
             return f"Space-filling start {within + 1} of {START}"
         if start:
             return f"Space-filling, point {within + 1}: no score stands out yet"
-        near = max((t for t in self._known(history) if t.mean is not None), key=lambda trial: trial.mean or 0.0)
-        return f"TPE, after {len(history.trials)} trials (the best, trial {near.number}, scored {near.mean:.3f})"
+        means = {trial.number: history.estimate(trial) for trial in self._known(history)}
+        best, near = max((mean, -number) for number, mean in means.items() if mean is not None)
+        return f"TPE, after {len(history.trials)} trials (the best, trial {-near}, scored {best:.3f})"
 
     def _describe(self, recipe: Recipe, values: dict[str, Value], history: History, why: str) -> Proposal:
         best = next((trial for trial in history.trials if trial.number == history.best), None)

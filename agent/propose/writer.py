@@ -43,6 +43,7 @@ class StudyBrief(msgspec.Struct, frozen=True, kw_only=True):
         examples: A few training rows as text.
         defaults: What holds where the keys of a recipe say nothing.
         methods: Recipes whose defaults differ; the model is told the defaults of each.
+        logs: Whether the words of a failed training may be told: not where its data hold questions of a benchmark.
         budget: What is left of the call's budget, in words; asked anew for each proposal.
     """
 
@@ -56,6 +57,7 @@ class StudyBrief(msgspec.Struct, frozen=True, kw_only=True):
     methods: tuple[dict[str, Value], ...] = ()
     model_facts: dict[str, str] = {}
     examples: tuple[str, ...] = ()
+    logs: bool = True
     budget: Callable[[], str] = lambda: "no limit"
 
 
@@ -170,7 +172,7 @@ class Writer:
             best=best_text(history),
             mistakes=mistakes_text(history),
             budget=brief.budget(),
-            trials=trials_text(history, brief.defaults, HISTORY),
+            trials=trials_text(history, brief.defaults, HISTORY, logs=brief.logs),
             pending=clip(pending_text(pending), HISTORY // 4),
         )
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]

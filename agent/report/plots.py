@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from agent.records import Loss, Score, StudyReport, Trial
+from agent.records import Loss, Score, StudyReport, Trial, estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,10 +64,10 @@ def scores_svg(report: StudyReport) -> bytes | None:
 def losses_svg(report: StudyReport) -> bytes | None:
     """Training loss of the best few trials; None where no trial logged one."""
     curves = [(trial, _finite(trial.checkpoint.losses)) for trial in report.trials if trial.checkpoint]
-    ranked = sorted((c for c in curves if len(c[1]) > 1), key=lambda c: (-(c[0].mean or 0.0), c[0].number))
+    ranked = sorted((c for c in curves if len(c[1]) > 1), key=lambda c: (-(_middle(c[0], report) or 0.0), c[0].number))
     if not ranked:
         return None
-    return _svg(lambda axes: _draw_losses(axes, ranked[: len(CURVES)], report.best))
+    return _svg(lambda axes: _draw_losses(axes, ranked[: len(CURVES)], report))
 
 
 def _svg(draw: Any) -> bytes:
@@ -91,7 +91,7 @@ def _draw_scores(axes: Axes, report: StudyReport) -> None:
     for won, colour, face, label in ((True, BLUE, BLUE, "better"), (False, GREY, "white", "tie or worse")):
         group = [t for t in scored if (t.comparison is not None and t.comparison.verdict == "better") == won]
         if group:
-            middles = [_interval(trial.scores) for trial in group]
+            middles = [of_trial(trial, report) for trial in group]
             axes.errorbar(
                 [trial.number for trial in group],
                 [middle for middle, _, _ in middles],
@@ -107,7 +107,8 @@ def _draw_scores(axes: Axes, report: StudyReport) -> None:
                 zorder=4 if won else 3,
             )
     _draw_best(axes, report, last)
-    highest = max(_interval(scores)[2] for scores in (report.base, *(trial.scores for trial in scored)) if scores)
+    tops = [_interval(report.base)[2]] if report.base else []
+    highest = max([*tops, *(of_trial(trial, report)[2] for trial in scored)])
     top = 1.0 if highest > 0.6 else highest * 1.15
     failed = [trial.number for trial in report.trials if trial.failure]
     if failed:  # in a lane of their own below zero: they have no score
@@ -146,6 +147,19 @@ def _draw_best(axes: Axes, report: StudyReport, last: int) -> None:
         )
 
 
+def _middle(trial: Trial, report: StudyReport) -> float | None:
+    return estimate(trial, report.base, report.trials)
+
+
+def of_trial(trial: Trial, report: StudyReport) -> tuple[float, float, float]:
+    """Mean and interval of a trial; of one that was dropped early its estimate, as uncertain as its difference is."""
+    found, middle = trial.comparison, _middle(trial, report)
+    if found is None or found.asked is None or middle is None:
+        return _interval(trial.scores)
+    low, high = middle - (found.difference - found.low), middle + (found.high - found.difference)
+    return middle, min(middle, max(0.0, low)), max(middle, min(1.0, high))
+
+
 def _interval(scores: Sequence[Score]) -> tuple[float, float, float]:
     """Mean and 95% interval; over several benchmarks by the normal approximation, inside [0, 1]."""
     if len(scores) == 1:
@@ -155,12 +169,12 @@ def _interval(scores: Sequence[Score]) -> tuple[float, float, float]:
     return middle, max(0.0, middle - error), min(1.0, middle + error)
 
 
-def _draw_losses(axes: Axes, curves: Sequence[tuple[Trial, list[Loss]]], best: int | None) -> None:
+def _draw_losses(axes: Axes, curves: Sequence[tuple[Trial, list[Loss]]], report: StudyReport) -> None:
     from matplotlib.ticker import LogLocator
 
     for (trial, losses), colour in zip(curves, CURVES, strict=False):
-        winner = trial.number == best
-        score = "" if trial.mean is None else f", score {trial.mean:.3f}"
+        winner, middle = trial.number == report.best, _middle(trial, report)
+        score = "" if middle is None else f", score {middle:.3f}"
         axes.plot(
             [point.step for point in losses],
             [point.loss for point in losses],

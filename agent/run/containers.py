@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 from agent.errors import MachineError
 from agent.run import EnvironmentName, Job, Outcome, Say, Watch, logs, owner
+from agent.run.image_locks import Uses, alone
 from agent.run.images import build, is_there, remove, tag_of
 from agent.run.lock import JOB_LABEL as JOB_LABEL
 from agent.run.lock import OWNER_LABEL as OWNER_LABEL
@@ -106,10 +107,15 @@ class DockerRunner:
         self._limits = limits or Limits()
         self._gpus = gpus
         self._update: str | None = None
+        self._uses = Uses()
         self._engine: Mapping[str, Any] | None = None
 
     def ready(self, environment: EnvironmentName, say: Say) -> None:
-        """Build the environment's image unless it is there; MachineError if it cannot."""
+        """Build the environment's image unless it is there; MachineError if it cannot.
+
+        From then on no other study removes it, until this process ends or gives its images back.
+        """
+        self._uses.share(self.environment_image(environment))
         if environment in self._images:
             if not is_there(self._client, self._images[environment]):
                 raise MachineError(f"the image {self._images[environment]} is not there", "build or load it first")
@@ -162,15 +168,26 @@ class DockerRunner:
 
     def with_update(self, image: str) -> DockerRunner:
         """The same runner, but training jobs run in `image`, which was made from the training image."""
+        self._uses.share(image)
         updated = copy.copy(self)
         updated._update = image
         return updated
 
-    def remove_images(self) -> int:
-        """Remove the images that its jobs run in, unless another container uses them; return the bytes freed."""
+    def remove_images(self) -> tuple[int, list[str]]:
+        """Remove the images that its jobs run in, unless another container or another study of this user needs them.
+
+        Returns the bytes freed, and the images that another study needs.
+        """
         names = [self._update, *(self.environment_image(name) for name in get_args(EnvironmentName))]
-        with _engine_trouble_raised("remove its images"):
-            return remove(self._client, filter(None, names))
+        freed, needed = 0, []
+        self._uses.release()
+        for name in dict.fromkeys(filter(None, names)):
+            with alone(name) as unused, _engine_trouble_raised("remove its images"):
+                if unused:
+                    freed += remove(self._client, [name])
+                else:
+                    needed.append(name)
+        return freed, needed
 
     def _image(self, environment: EnvironmentName) -> str:
         return (environment == "train" and self._update) or self.environment_image(environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -95,10 +96,26 @@ def keep_predictions(output: Path, asked: Asked) -> None:
         return
     with suppress(Unusable):
         content = read_bounded(output / PREDICTIONS, LARGEST_ANSWER * len(asked.items) * asked.sampling.samples)
+        if asked.kept.is_file() and asked.kept.stat().st_size > len(content):
+            return  # a job that was stopped early had taken over only some of them
         asked.kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = asked.kept.with_name(f".{asked.kept.name}.draft")
+        draft = asked.kept.with_name(f".{asked.kept.name}.{os.getpid()}.draft")
         draft.write_bytes(content)
         draft.replace(asked.kept)
+
+
+def all_predicted(asked: Asked) -> bool:
+    """Whether the predictions that are kept answer everything, so that a job has nothing to do but judge them."""
+    if asked.kept is None or not asked.kept.is_file():
+        return False
+    content = asked.kept.read_bytes()
+    return content.count(b'"id":') >= len(asked.items) * asked.sampling.samples
+
+
+def drop_predictions(asked: Asked) -> None:
+    """Remove what was kept, as nobody will judge it any more."""
+    if asked.kept:
+        asked.kept.unlink(missing_ok=True)
 
 
 def _request(asked: Asked, given: Path, output: Path) -> dict[str, Any]:

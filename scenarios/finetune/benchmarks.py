@@ -18,11 +18,12 @@ from typing import Any
 from agent.errors import UsageError
 from agent.resources import resource
 from scenarios.finetune import rows
+from scenarios.finetune.asked import asked_texts, normalised
 from scenarios.finetune.demo import BENCHMARK_FILE
 from scenarios.finetune.files import replacing
 from scenarios.finetune.registry import EXECUTED, JUDGED, REGISTRY, Engine, Entry, Source
 from scenarios.finetune.rows import Row
-from scenarios.finetune.splits import Halves, halve
+from scenarios.finetune.splits import Halves, choices_of, halve
 from scenarios.finetune.tasks import LocalTask, read_task
 
 Fetch = Callable[[str], Path]
@@ -32,6 +33,8 @@ LOCK = "docker/bench/requirements.lock"
 ENGINES: dict[Engine, str] = {"lm_eval": "lm_eval", "opencompass": "opencompass"}
 """The package of the lock that each engine is."""
 PREFIXES = ("opencompass:", "lm_eval:")
+TELLING = 12
+"""Letters and digits from which on a text in another file is a question of the benchmark, and no accident."""
 JUDGED_NAME = re.compile(r"llm_?(judge|verify|eval)", re.IGNORECASE)
 """Holds for the names of OpenCompass' configs that ask a judge."""
 
@@ -159,7 +162,7 @@ def _registered(name: str, entry: Entry, questions: Sequence[Row], shots: Sequen
         filter=entry.filter,
         task=task,
         generation=entry.generation,
-        halves=halve(questions, name=name, question="question", category=entry.category),
+        halves=_halve(name, questions, entry.category),
         verdicts=entry.verdicts,
         shots=tuple(shots),
         fingerprint=_fingerprint(
@@ -181,6 +184,8 @@ def _compass_config(name: str, root: Path) -> Benchmark:
         "form": "",
     }
     others = sorted(path for path in directory.rglob("*") if path.is_file() and path != file)
+    for other in others:
+        _refuse_questions(name, other, questions)
     hashes = {path.relative_to(directory).as_posix(): _file_hash(path) for path in others}
     verdicts = JUDGED if needs_judge(name) else ()
     return Benchmark(
@@ -193,7 +198,7 @@ def _compass_config(name: str, root: Path) -> Benchmark:
         filter="",
         task=task,
         generation={},
-        halves=halve(questions, name=name, question="question" if _all_ask(questions) else None),
+        halves=_halve(name, questions),
         verdicts=verdicts,
         fingerprint=_fingerprint("opencompass", module, verdicts, task["questions"], questions, hashes),
     )
@@ -216,7 +221,7 @@ def _shipped_task(name: str, root: Path) -> Benchmark:
         filter="",
         task=config,
         generation={},
-        halves=halve(questions, name=name, question="question" if _all_ask(questions) else None),
+        halves=_halve(name, questions),
         shots=tuple(shots),
         fingerprint=_fingerprint("lm_eval", config, questions, shots),
     )
@@ -333,8 +338,39 @@ def _question_file(name: str, directory: Path) -> Path:
     return named[0]
 
 
-def _all_ask(questions: Sequence[Row]) -> bool:
-    return all(isinstance(row.get("question"), str) for row in questions)
+def _refuse_questions(name: str, file: Path, questions: Sequence[Row]) -> None:
+    """UsageError for a file beside the questions that holds one: jobs of the search get it, whichever half that is."""
+    try:
+        text = file.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"benchmark {name}: {file} is no text, so nobody can tell whether it holds questions of the test split",
+            "take it away, or lay it as plain text: jobs receive every file that lies there",
+        ) from None
+    seen = {normalised(text), normalised(_unescaped(text))}
+    for number, row in enumerate(questions, 1):
+        asks = max((normalised(text) for text in asked_texts(row)), key=len, default="")
+        if len(asks) >= TELLING and any(asks in one for one in seen):
+            raise UsageError(
+                f"benchmark {name}: {file} holds question {number} of the benchmark too",
+                "take it away: jobs receive every file that lies there, and half of the questions must stay sealed",
+            )
+
+
+def _unescaped(text: str) -> str:
+    r"""JSON's text without its escapes: "\\frac" is "\frac", and a "\n" is no letter n."""
+    return re.sub(r"\\(?:u([0-9a-fA-F]{4})|(.))", lambda found: _character(found[1], found[2]), text)
+
+
+def _character(code: str | None, letter: str) -> str:
+    return chr(int(code, 16)) if code else " " if letter in "bfnrt" else letter
+
+
+def _halve(name: str, questions: Sequence[Row], category: str | None = None) -> Halves:
+    """Halves of rows that may have any columns: a question is its text and its choices, or else its whole row."""
+    asks = "question" if all(isinstance(row.get("question"), str) for row in questions) else None
+    choices = choices_of(questions[0]) if questions else ()
+    return halve(questions, name=name, question=asks, choices=choices, category=category)
 
 
 def _file_hash(path: Path) -> str:

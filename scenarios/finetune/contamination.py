@@ -11,17 +11,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from agent.errors import UsageError
 from agent.records import Contamination
 from scenarios.finetune import data
+from scenarios.finetune.asked import strings, texts
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.data import Dataset, Prepared
 from scenarios.finetune.files import replacing
-from scenarios.finetune.splits import NUMBERS
+from scenarios.finetune.splits import Item
 
 if TYPE_CHECKING:
     from scenarios.finetune.overlap import Held, Index
@@ -30,10 +31,7 @@ Mode = Literal["remove", "refuse", "mark"]
 
 FEWEST = 10
 """Rows that must be left, and at least half of them: otherwise the data set is the benchmark, and is left whole."""
-ASKED = ("question", "problem", "prompt", "query", "instruction", "input", "text", "doc", "ctx", "goal", "sentence")
-"""Columns that ask; of a benchmark with other names alone, every column that is no answer."""
-ANSWERS = ("answer", "answers", "solution", "target", "output", "response", "completion", "explanation", "rationale")
-RULES = 1
+RULES = 2
 """Counted up when what counts as holding a question changes: studies scan their data again."""
 
 
@@ -89,53 +87,44 @@ def scan(path: Path, benchmarks: Sequence[Benchmark]) -> dict[str, list[Held]]:
     return {benchmark.name: held for benchmark, held in zip(benchmarks, found, strict=True)}
 
 
-def index(benchmark: Benchmark) -> Index:
-    """What a benchmark's questions, of both halves, and their solutions are recognised by."""
+def index(benchmark: Benchmark, items: Sequence[Item] | None = None) -> Index:
+    """What a benchmark's questions and their solutions are recognised by: of both halves, or these items'."""
     from scenarios.finetune.overlap import Index, Known
 
-    items = (*benchmark.halves.search, *benchmark.halves.test)
+    items = (*benchmark.halves.search, *benchmark.halves.test) if items is None else items
     return Index(
         [
             Known(item.id, text, "question" if asks else "solution")
             for item in items
-            for asks, text in _texts(item.row)
+            for asks, text in texts(item.row)
             if text.strip()
         ]
     )
 
 
-def asked_text(row: Mapping[str, Any]) -> str:
-    """What a benchmark's row asks, whatever its columns are called, without regard to case and spacing."""
-    return " ".join(" ".join(text for asks, text in _texts(row) if asks).casefold().split())
+def held_rows(contamination: Contamination | None, listing: Path) -> frozenset[int] | None:
+    """The numbers (from 1) of the rows that are trained on although they hold questions of a benchmark.
 
+    Args:
+        listing: What `prepare` wrote.
 
-def _texts(row: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
-    """The texts of a benchmark's row, and whether each is what it asks."""
-    columns = {str(column).lower(): cell for column, cell in row.items() if str(column).lower() not in NUMBERS}
-    asked = set(ASKED) & columns.keys() or columns.keys() - set(ANSWERS)
-    for column, cell in columns.items():
-        for text in _strings(cell):
-            yield column in asked, text
-
-
-def _strings(cell: object) -> Iterator[str]:
-    """Every text in a cell, however deep; the name of a role in a conversation is none."""
-    if isinstance(cell, str):
-        yield cell
-    elif isinstance(cell, Mapping):
-        for key, value in cell.items():
-            if key != "role":
-                yield from _strings(value)
-    elif isinstance(cell, list | tuple):
-        for value in cell:
-            yield from _strings(value)
+    Returns:
+        No number where there is no such row; None where there are, and nothing says which.
+    """
+    if contamination is None or contamination.action in ("none", "removed"):
+        return frozenset()
+    try:
+        held = frozenset(json.loads(line)["row"] for line in listing.read_text("utf-8").splitlines())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return held if len(held) == contamination.flagged else None
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
     decode = msgspec.json.Decoder().decode
     with path.open("rb") as lines:
         for line in lines:
-            yield list(_strings(decode(line)))
+            yield list(strings(decode(line)))
 
 
 def _action(mode: Mode, flagged: int, rows: int) -> Literal["none", "removed", "marked", "kept"]:

@@ -20,12 +20,18 @@ class Judges:
     """Who marks answers.
 
     Attributes:
-        model: The judge's name; scores by different judges are different scores.
+        model: The judge's name. address: of its endpoint.
         gateway: Makes a gateway from the verdicts allowed and the directory for its transcript.
     """
 
     model: str
     gateway: Callable[[Sequence[str], Path], Gateway]
+    address: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Scores by different judges are different scores; what a server calls itself is not enough to tell them."""
+        return f"{self.model} at {self.address}" if self.address else self.model
 
 
 @dataclass
@@ -37,20 +43,35 @@ class Session:
     _gateway: Gateway | None
 
     def require_judge(self, name: str) -> None:
-        """Raise where the judge could not be had, or had hardly anything to say.
+        """MachineError where the judge was down or refused us; predictions and verdicts so far are kept."""
+        if self._gateway and (failure := self._gateway.report().failure):
+            raise MachineError(
+                f"{name}: {failure} (FT_JUDGE_MODEL={self.model})",
+                "mend the FT_JUDGE_ settings, or wait; the same command then judges only what is missing",
+            )
 
-        Raises:
-            MachineError: It was down, slow, or refused us; predictions and verdicts so far are kept.
-            TrialFailed: "judge": more than `MAX_UNSCORED` of its answers were no verdict.
+    def require_in_time(self, name: str, seconds: float, *, predicted: bool) -> None:
+        """MachineError where it was the judge that made a job last so long that it had to be stopped.
+
+        Args:
+            seconds: That the job took.
+            predicted: Whether all answers were there, so that the judge alone was waited for.
         """
         if self._gateway is None:
             return
         report = self._gateway.report()
-        if report.failure:
+        if (report.pending and predicted) or report.waited > seconds / 2:
             raise MachineError(
-                f"{name}: {report.failure} (FT_JUDGE_MODEL={self.model})",
-                "mend the FT_JUDGE_ settings, or wait; the same command then judges only what is missing",
+                f"{name}: not done after {seconds:.0f} s (FT_BENCHMARK_TIMEOUT): {report.waited:.0f} s of them went to "
+                f"the judge (FT_JUDGE_MODEL={self.model}), which gave {report.answered} verdicts",
+                "take a faster judge, or a longer FT_BENCHMARK_TIMEOUT; the same command judges only what is missing",
             )
+
+    def require_verdicts(self, name: str) -> None:
+        """TrialFailed("judge") where more than `MAX_UNSCORED` of the judge's answers were no verdict."""
+        if self._gateway is None:
+            return
+        report = self._gateway.report()
         if report.unscored > MAX_UNSCORED * report.asked:
             said = f"; once it said {report.unclear!r}" if report.unclear else ""
             _no_verdicts(f"{name}: the judge {self.model}", report.unscored / report.asked, said)
@@ -89,13 +110,13 @@ def _no_verdicts(who: str, share: float, said: str) -> NoReturn:
 
 
 @contextmanager
-def session(judges: Judges | None, verdicts: Sequence[str], directory: Path) -> Iterator[Session]:
-    """Access to the judge while one job runs; a benchmark without verdicts needs none."""
+def session(judges: Judges | None, verdicts: Sequence[str], directory: Path, samples: int) -> Iterator[Session]:
+    """Access to the judge while one job runs, which has so many answers; a benchmark without verdicts needs none."""
     if not verdicts:
         yield Session(None, "", None)
         return
     if judges is None:
         raise ValueError("a judged benchmark needs a judge: refused when the study is opened")
     gateway = judges.gateway(verdicts, directory)
-    with gateway.open() as door:
+    with gateway.open(samples) as door:
         yield Session(door, judges.model, gateway)

@@ -1,22 +1,24 @@
 """What a study measures with: the questions it searches with, and those that stay sealed until the end.
 
 Without a search pool both are halves of the same benchmarks. With one (FT_SEARCH_BENCHMARKS) its benchmarks are the
-search split, whole, and the benchmarks aimed at are the sealed test, whole. No question is in both: what the pool
-shares with them, or its benchmarks with each other, it loses.
+search split, whole, and the benchmarks aimed at are the sealed test, whole. No question is in both: what is searched
+with loses every question that any sealed half holds too, under whatever name and in whatever layout; and what pool
+benchmarks share with each other is asked once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import UsageError
 from agent.records import Split
+from scenarios.finetune.asked import asked_key, asked_texts
 from scenarios.finetune.benchmarks import Benchmark, Fetch, require_known, resolve
-from scenarios.finetune.contamination import asked_text
-from scenarios.finetune.splits import Halves, Item
+from scenarios.finetune.contamination import index
+from scenarios.finetune.splits import Halves
 
 
 @dataclass(frozen=True)
@@ -72,24 +74,44 @@ def measures(names: Sequence[str], pool: Sequence[str], root: Path, fetch: Fetch
     """
     require_names(names, pool)
     found = resolve((*names, *pool), root, fetch, demo)
-    if not pool:
-        return Measures(found, found)
-    sealed = tuple(_whole(benchmark, "test") for benchmark in found[: len(names)])
-    taken = {_asked(item) for benchmark in sealed for item in benchmark.halves.test}
+    sealed = tuple(_whole(benchmark, "test") for benchmark in found[: len(names)]) if pool else found
     search: list[Benchmark] = []
     notes: list[str] = []
-    for benchmark in found[len(names) :]:
-        kept, shared = _without(benchmark, taken)
-        if not kept.halves.search:
+    asked: set[str] = set()
+    for benchmark in (_whole(benchmark, "search") for benchmark in found[len(names) :]) if pool else found:
+        held = held_elsewhere(benchmark, sealed)
+        kept = tuple(i for i in benchmark.halves.search if i.id not in held and asked_key(i.row) not in asked)
+        if not kept:
+            others = [b.name for b in (*sealed, *search) if b.name != benchmark.name]
             raise UsageError(
-                f"every question of {benchmark.name} is asked by {', '.join(b.name for b in (*sealed, *search))} too",
-                "take it out of FT_SEARCH_BENCHMARKS: there is nothing left to search with",
+                f"every question of {benchmark.name} is asked by {', '.join(others)} too",
+                f"take it out of {'FT_SEARCH_BENCHMARKS' if pool else 'FT_BENCHMARK_DATASETS'}: "
+                "there is nothing left to search with",
             )
-        if shared:
-            notes.append(f"{benchmark.name}: {shared} of its questions are left out, because others ask them too")
-        search.append(kept)
-        taken |= {_asked(item) for item in kept.halves.search}
-    return Measures(tuple(search), sealed, tuple(notes))
+        if left_out := len(benchmark.halves.search) - len(kept):
+            notes.append(f"{benchmark.name}: {left_out} of its questions are left out, because others ask them too")
+        search.append(dataclasses.replace(benchmark, halves=dataclasses.replace(benchmark.halves, search=kept)))
+        if pool:
+            asked |= {key for item in kept if (key := asked_key(item.row))}
+    return Measures(tuple(search), sealed if pool else tuple(search), tuple(notes))
+
+
+def held_elsewhere(benchmark: Benchmark, sealed: Sequence[Benchmark]) -> set[str]:
+    """The ids of the questions of its search half that a sealed half holds as well.
+
+    Of its own sealed half and of the others': what differs by letters and digits alone is another question. Of the
+    others' also what the contamination scan calls a copy: the same question in another frame.
+    """
+    items = benchmark.halves.search
+    keys = {key for other in sealed for item in other.halves.test if (key := asked_key(item.row))}
+    held = {item.id for item in items if asked_key(item.row) in keys}
+    others = [index(other, other.halves.test) for other in sealed if other.name != benchmark.name]
+    if others and items:
+        from scenarios.finetune.overlap import find
+
+        for found in find([asked_texts(item.row) for item in items], others):
+            held |= {items[one.row].id for one in found if one.how != "part"}
+    return held
 
 
 def _whole(benchmark: Benchmark, split: Split) -> Benchmark:
@@ -98,15 +120,3 @@ def _whole(benchmark: Benchmark, split: Split) -> Benchmark:
     items = tuple(sorted((*halves.search, *halves.test), key=lambda item: item.id))
     search, test = (items, ()) if split == "search" else ((), items)
     return dataclasses.replace(benchmark, halves=Halves(search, test, halves.duplicates))
-
-
-def _without(benchmark: Benchmark, taken: Collection[str]) -> tuple[Benchmark, int]:
-    """The whole benchmark as a search split, without these questions; and how many that were."""
-    whole = _whole(benchmark, "search")
-    kept = tuple(item for item in whole.halves.search if _asked(item) not in taken)
-    shared = len(whole.halves.search) - len(kept)
-    return dataclasses.replace(whole, halves=Halves(kept, (), whole.halves.duplicates)), shared
-
-
-def _asked(item: Item) -> str:
-    return asked_text(item.row) or item.id

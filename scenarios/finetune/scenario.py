@@ -10,7 +10,7 @@ import msgspec
 
 from agent import accept, verdicts
 from agent.errors import TrialFailed
-from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed, Split
+from agent.records import Checked, Checkpoint, Comparison, MiniRun, Question, Recipe, Score, Scores, Sealed, Split
 from agent.store import require_disk
 from scenarios import Bench
 from scenarios.finetune import footprint, training
@@ -123,7 +123,7 @@ class FineTune:
         self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str, number: int | None = None
     ) -> Comparison:
         """The paired verdict, question by question; of a race that ended early, on the questions that were asked."""
-        return verdicts.compare(candidate, incumbent, against, number, _answers)
+        return verdicts.compare(candidate, incumbent, against, number, _answers, _filled)
 
     def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
         """Winner and base on the sealed split, the base at the setting that its search score was made with.
@@ -194,13 +194,17 @@ class FineTune:
             judges=self.judges,
             race=against,
         )
-        return msgspec.structs.replace(made, marked=self._mark(benchmark))
-
-    def _mark(self, benchmark: Benchmark) -> str:
         found = self.plan.data.contamination
-        trained_on = found is not None and found.action in ("marked", "kept") and benchmark.name in found.found
-        return f"contaminated: {found.summary}" if found is not None and trained_on else ""
+        return msgspec.structs.replace(made, marked=found.mark(benchmark.name) if found else "")
 
 
 def _answers(score: Score) -> dict[str, float | None]:
     return {question.id: question.score for question in load_questions(score.questions)}
+
+
+def _filled(score: Score, unscored: float) -> dict[str, float | None]:
+    def mean(question: Question) -> float:
+        each = question.scores or (question.score,)
+        return sum(unscored if one is None else one for one in each) / len(each)
+
+    return {question.id: mean(question) for question in load_questions(score.questions)}

@@ -5,8 +5,8 @@
     <stage>/questions.jsonl       the copy that a study refers to: whatever becomes of the cache, it stays
 
 The key is a hash of everything that the score depends on, so an entry never becomes wrong: weights, tokenizer and chat
-template, questions and task, few-shot count, decoding, seeds and blocks, device and dtype, the judge and its verdicts,
-the scoring program and the locked versions it runs with.
+template, questions and task, few-shot count, decoding, seeds and blocks, device and dtype, the judge, where it is asked
+and its verdicts, the scoring program and the locked versions it runs with.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from scenarios.finetune import asking, outputs, score_cache
 from scenarios.finetune.asking import Asked
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.broken import raise_if_broken
-from scenarios.finetune.judging import Judges, require_scores, session
+from scenarios.finetune.judging import Judges, Session, require_scores, session
 from scenarios.finetune.race import Race, Watcher
 from scenarios.finetune.results import (
     LARGEST_ANSWER,
@@ -75,8 +76,8 @@ def score(
         MachineError: The runner lost the job, its environment is broken, the disk is full, or the judge is down.
     """
     items = benchmark.halves.take(split, limit)
-    judge = judges.model if judges and benchmark.verdicts else ""
-    key = score_key(
+    make_key = partial(
+        score_key,
         model,
         checkpoint,
         benchmark,
@@ -86,8 +87,8 @@ def score(
         weights=weights,
         device=device,
         sampling=sampling,
-        judge=judge,
     )
+    key = make_key(judge=judges.identity if judges and benchmark.verdicts else "")
     entry = cache / key
     stage = bench.directory / f"{benchmark.name}-{split}-{fewshot}shot-{key[:8]}"
     if entry.is_dir():
@@ -106,7 +107,7 @@ def score(
         sampling=sampling,
         device=device,
         timeout=timeout,
-        kept=cache / f"{key}.predictions.jsonl" if benchmark.verdicts else None,
+        kept=cache / f"{make_key()}.predictions.jsonl" if benchmark.verdicts else None,  # whoever judges them
     )
     return _ask(bench, stage, entry, asked, split, judges, race)
 
@@ -117,16 +118,34 @@ def _ask(
     """Run the job, and make a score of what it wrote."""
     benchmark, items, samples = asked.benchmark, asked.items, asked.sampling.samples
     watcher = Watcher(race, stage / "output", items, samples) if race else None
-    with session(judges, benchmark.verdicts, bench.directory) as judging:
+    with session(judges, benchmark.verdicts, bench.directory, len(items) * samples) as judging:
         job = asking.job(bench, stage, asked, judging.door, judging.model)
         try:
             outcome = bench.run(job, asking.progress(stage / "output", len(items), benchmark.name), watcher)
         finally:  # whatever ends it
             asking.keep_predictions(stage / "output", asked)
             bench.spend(judging.usage)
-    judging.require_judge(benchmark.name)
     if watcher and watcher.dropped and outcome.kind == "stopped":
+        asking.drop_predictions(asked)
         return _dropped(bench, stage, entry.name, asked, split, watcher, outcome)
+    try:
+        made = _made(stage, entry, asked, split, judging, outcome)
+    except TrialFailed:
+        if asked.checkpoint and split == "search":  # the base and the sealed test are tried again
+            asking.drop_predictions(asked)
+        raise
+    asking.drop_predictions(asked)
+    return made
+
+
+def _made(stage: Path, entry: Path, asked: Asked, split: Split, judging: Session, outcome: Outcome) -> Score:
+    """The score of a job that has ended by itself, or whatever was wrong with it."""
+    benchmark, items, samples = asked.benchmark, asked.items, asked.sampling.samples
+    judging.require_judge(benchmark.name)
+    if outcome.kind == "timeout":
+        judging.require_in_time(benchmark.name, outcome.seconds, predicted=asking.all_predicted(asked))
+    elif outcome.kind in ("ok", "exit"):
+        judging.require_verdicts(benchmark.name)
     _require_success(outcome, benchmark.name, stage, asked.timeout)
     try:
         result, questions = read_result(stage / "output", items, samples)
@@ -146,10 +165,7 @@ def _ask(
         samples=samples,
         wrong=mistakes(questions, items) if split == "search" else (),
     )
-    kept = score_cache.place(stage, *score_cache.store(entry, made, content))
-    if asked.kept:
-        asked.kept.unlink(missing_ok=True)
-    return kept
+    return score_cache.place(stage, *score_cache.store(entry, made, content))
 
 
 def _dropped(

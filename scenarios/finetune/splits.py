@@ -1,7 +1,8 @@
 """Halves a benchmark into the search split and the sealed test split, always in the same way.
 
-A question's half depends on nothing but its own text and category and the other questions': order by sha256 of the
-text, within each category, deal alternately. So the halves do not move when a file is shuffled, and nobody chose them.
+A question's half depends on nothing but its own text (and choices) and category and the other questions': order by
+sha256 of the text, within each category, deal alternately. So the halves do not move when a file is shuffled, and
+nobody chose them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from scenarios.finetune.rows import Row
 
 NUMBERS = ("id", "idx", "index")
 """Columns that number a row and ask nothing."""
+CHOICES = (*"ABCDEFGHIJ", "choices", "options", "endings")
+"""Columns that hold what can be chosen from. Benchmarks repeat a stem ("Which is true?") with other choices."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,19 @@ class Halves:
         return len(self.take("search", limit)) or len(self.take("test", limit))
 
 
-def halve(rows: Sequence[Row], *, name: str, question: str | None, category: str | None = None) -> Halves:
+def choices_of(row: Row) -> tuple[str, ...]:
+    """The columns of a multiple-choice row that hold its choices."""
+    return tuple(column for column in CHOICES if column in row)
+
+
+def halve(
+    rows: Sequence[Row],
+    *,
+    name: str,
+    question: str | None,
+    choices: Sequence[str] = (),
+    category: str | None = None,
+) -> Halves:
     """Split a benchmark's questions in two halves; with an odd number the search half has one more.
 
     Args:
@@ -57,6 +72,7 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None, category: str
         name: The benchmark, for messages.
         question: The column that holds the question; None where only the whole row tells questions apart. What merely
             numbers a row (`NUMBERS`) does not.
+        choices: Further columns that are part of the question, where a row has them.
         category: The column by which both halves are stratified: each category is dealt alternately; None for none.
 
     Raises:
@@ -64,7 +80,7 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None, category: str
     """
     distinct: dict[str, Row] = {}
     for row in rows:
-        distinct.setdefault(_hash(row, question), row)
+        distinct.setdefault(_hash(row, question, choices), row)
     if len(distinct) < 2:
         raise UsageError(
             f"benchmark {name} has {len(distinct)} distinct question(s); it must be halved into search and test",
@@ -76,7 +92,15 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None, category: str
     return Halves(search=tuple(search), test=tuple(test), duplicates=len(rows) - len(distinct))
 
 
-def _hash(row: Row, question: str | None) -> str:
-    told = {column: cell for column, cell in row.items() if str(column).lower() not in NUMBERS}
-    text = row[question] if question else json.dumps(told, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(str(text).encode("utf-8", "surrogatepass")).hexdigest()
+def _hash(row: Row, question: str | None, choices: Sequence[str]) -> str:
+    if question and not (chosen := [row[column] for column in choices if column in row]):
+        text = str(row[question])
+    elif question:
+        text = _json([row[question], *chosen])
+    else:
+        text = _json({column: cell for column, cell in row.items() if str(column).lower() not in NUMBERS})
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

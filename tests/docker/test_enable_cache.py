@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from tests.toy import IDENTITY, Listed, lab
 
 pytestmark = pytest.mark.docker
 MEGABYTE = 1_000_000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -120,6 +122,49 @@ def test_they_stay_while_another_study_is_at_work(runner: DockerRunner, tmp_path
         holding.stdin.flush()
     call(tmp_path, runner, loop_n=1)
     assert images(runner) == [False, False, False]
+
+
+NEEDS = """
+import sys
+from agent.run.image_locks import Uses
+uses = Uses()
+uses.share(sys.argv[1])
+print(flush=True)
+input()
+"""
+
+
+@contextmanager
+def needing(image: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process, as of a study in another workspace, that is between two jobs; killed at the end."""
+    argv = [sys.executable, "-c", NEEDS, image]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as holding:
+        assert holding.stdout
+        holding.stdout.readline()
+        try:
+            yield holding
+        finally:
+            holding.kill()
+
+
+def test_an_image_that_a_study_of_another_workspace_needs_stays_until_that_has_ended(
+    runner: DockerRunner, tmp_path: Path
+) -> None:
+    bench = runner.environment_image("bench")
+    with needing(bench):
+        kept, removed = call(tmp_path, runner, loop_n=1)
+        assert kept == f"FT_DOCKER_ENABLE_CACHE=False: kept, as another study needs them: {bench}"
+        assert removed.endswith("which freed 2.0 MB")
+        assert images(runner) == [False, True, False]
+    call(tmp_path, runner, loop_n=1)
+    assert images(runner) == [False, False, False], "a killed process holds nothing"
+
+
+def test_a_study_needs_its_images_from_the_moment_they_are_ready(runner: DockerRunner) -> None:
+    other = DockerRunner(runner.client, {"train": runner.environment_image("train"), "bench": "none"})
+    other.ready("train", print)
+    assert other.environment_image("train") in runner.remove_images()[1]
+    assert is_there(runner.client, other.environment_image("train"))
 
 
 def test_an_engine_that_went_away_is_said_and_no_error(runner: DockerRunner, tmp_path: Path) -> None:

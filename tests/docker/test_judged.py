@@ -12,7 +12,7 @@ import pytest
 from docker import DockerClient
 
 from agent.run import EnvironmentName
-from agent.run.containers import DockerRunner
+from agent.run.containers import JOB_LABEL, DockerRunner
 from agent.run.environments import Environments
 from scenarios.finetune import asking
 from scenarios.finetune.asking import PREDICTIONS, Asked
@@ -61,7 +61,7 @@ def test_a_judged_score_in_a_container_without_a_network(
     assert len((bench.directory / "judge.jsonl").read_text().splitlines()) == 6
 
     (job,) = bench.jobs
-    (container,) = witness.seen
+    (container,) = (one for one in witness.seen if one["Config"]["Labels"][JOB_LABEL] == job.name)
     assert container["HostConfig"]["NetworkMode"] == "none"
     assert container["HostConfig"]["ReadonlyRootfs"] is True
     assert KEY not in str(container), "neither in its environment nor in its command"

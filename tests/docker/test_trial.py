@@ -54,7 +54,7 @@ class Witness:
         for event in self._events:
             with contextlib.suppress(docker.errors.APIError):  # one that ended at once; its stage is missed then
                 container = self._client.containers.get(event["id"])
-                listed = container.top(ps_args="-o pid,uid,args")["Processes"]
+                listed = container.top(ps_args="-o pid,uid,args")["Processes"] or []
                 self.seen.append({**container.attrs, "uids": {uid for _, uid, _ in listed}})
 
     def close(self) -> None:

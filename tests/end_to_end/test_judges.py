@@ -224,9 +224,8 @@ def test_a_whole_study_whose_judge_refuses_the_key_and_then_does_not(
     """The command line with aime25, whose data were laid by hand; the second call asks the model nothing again."""
     user, key_works = User(tmp_path), False
     laid = user.workspace / "benchmarks/aime25/test.jsonl"
-    rows = [*QUESTIONS, *({"question": f"Find the {i}th even number.", "answer": f"{2 * i}"} for i in range(25, 31))]
     reversals = [{"question": f"Reverse: {i}", "answer": str(i)[::-1]} for i in range(100, 140)]
-    for file, content in ((laid, rows), (user.home / "data/train.jsonl", reversals)):
+    for file, content in ((laid, QUESTIONS), (user.home / "data/train.jsonl", reversals)):
         file.parent.mkdir(parents=True)
         file.write_text("".join(json.dumps(row) + "\n" for row in content))
     command = ("--dataset", "data", "--model", "demo/tiny", "--loop_n", "1", "--proposer", "tpe")
@@ -239,6 +238,7 @@ def test_a_whole_study_whose_judge_refuses_the_key_and_then_does_not(
             "FT_RUNNER": "local",
             "FT_BENCHMARK_DATASETS": '["aime25"]',
             "FT_BENCHMARK_SAMPLES": "1",
+            "FT_BENCHMARK_LIMIT": "6",
             "FT_MAX_EPOCHS": "1",
             "FT_JUDGE_API_BASE": server.url,
             "FT_JUDGE_API_KEY": KEY,
@@ -248,9 +248,9 @@ def test_a_whole_study_whose_judge_refuses_the_key_and_then_does_not(
         asked, key_works = len(server.requests), True
         output = user.loop(*command, env=env)
 
-    assert 1 <= asked <= Limits().concurrency, "a refused key is not tried fifteen times"
+    assert 1 <= asked <= Limits().concurrency, "a refused key is not tried for each answer"
     beforehand = refused.partition("base, bench: started")[0]
-    assert all(words in beforehand for words in ("aime25: 15 questions", "too few to prove a gain", "undecidable"))
+    assert all(words in beforehand for words in ("aime25: 6 questions", "too few to prove a gain", "undecidable"))
     for words in (f"{server.url} refuses the API key: 401", "FT_JUDGE_API_KEY", "FT_JUDGE_MODEL=marker", AGAIN):
         assert words in refused.partition("ftloop: aime25: the judge ")[2]
 
@@ -261,14 +261,15 @@ def test_a_whole_study_whose_judge_refuses_the_key_and_then_does_not(
     (score,) = base.scores
     questions = load_questions(score.questions)
     told = [question.score for question in questions]
-    assert (score.n, score.unscored, len(told)) == (15, 0, 15)
+    assert (score.n, score.unscored, len(told)) == (6, 0, 6)
     assert set(told) == {0.0, 1.0}
-    assert score.mean == pytest.approx(sum(mark or 0 for mark in told) / 15)
+    assert score.mean == pytest.approx(sum(mark or 0 for mark in told) / 6)
     assert f"aime25 {score.mean:.3f} ±" in output
-    assert f"[{score.low:.2f}, {score.high:.2f}] n=15" in output
+    assert f"[{score.low:.2f}, {score.high:.2f}] n=6" in output
     (study,) = (Path(entry.path) for entry in user.studies())
     transcript = [json.loads(line) for line in (study / "base/bench/judge.jsonl").read_text().splitlines()]
-    assert [line["verdict"] for line in transcript if line["verdict"]] == ["A" if mark else "B" for mark in told]
+    given = [line["verdict"] for line in transcript if line.get("verdict")]  # in the order of their arrival
+    assert sorted(given) == sorted("A" if mark else "B" for mark in told)
     asked_again = (study.glob(f"{stage}/bench/aime25-*/bench.log") for stage in ("base", "trials/0001"))
     assert ["Start inferencing" in log.read_text() for logs in asked_again for log in logs] == [False, True]
     assert KEY not in refused + output

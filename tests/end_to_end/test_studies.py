@@ -70,7 +70,7 @@ def test_the_headline_command_against_a_hub(user: User, environments: Environmen
         )
         (user.home / ".env").write_text(
             f"FT_FILE_PATH={user.workspace}\nFT_RUNNER=local\nHF_ENDPOINT={hub.url}\n"
-            'FT_BENCHMARK_DATASETS=["gsm8k"]\nFT_BENCHMARK_LIMIT=4\n'
+            'FT_BENCHMARK_DATASETS=["gsm8k"]\nFT_BENCHMARK_LIMIT=4\nFT_BENCHMARK_SAMPLES=1\n'
         )
         command = "dotenv run -- python agent/loop.py --dataset HuggingFaceH4/aime_2024 --loop_n 1"
         output = user.run(*command.split())
@@ -139,6 +139,7 @@ def sealed_questions_stay_sealed(user: User, prompts: list[str]) -> None:
         assert question not in history
 
 
+@pytest.mark.long
 def test_a_search_pool_and_a_confirmation(user: User) -> None:
     """Searched with a task of the user's own; the demo's benchmark is sealed whole; the recipe is trained once more."""
     draw = random.Random(7)
