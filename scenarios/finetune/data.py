@@ -279,18 +279,24 @@ def _columns(sample: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(str(column) for row in sample for column in row))
 
 
+def canonical(row: Row, columns: Mapping[str, str]) -> dict[str, Any] | None:
+    """A row with its roles as keys; None for one that cannot be trained on.
+
+    Args:
+        row: As read. columns: Role -> column, as `recognise` found them.
+    """
+    if "messages" in columns:
+        system = _text(row.get(columns["system"])) if "system" in columns else ""
+        messages = _messages(row.get(columns["messages"]), system)
+        return {"messages": messages} if messages else None
+    cells = {role: _text(row.get(columns[role])) for role in ROLES if role in columns}
+    return cells if cells["prompt"].strip() and cells["response"].strip() else None
+
+
 def _canonical_rows(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
-    """Every row with its roles as keys; None for one that cannot be trained on."""
-    columns = dataset.columns
     for file in dataset.files:
-        for row in read(Path(file), tuple(columns.values())):
-            if "messages" in columns:
-                system = _text(row.get(columns["system"])) if "system" in columns else ""
-                messages = _messages(row.get(columns["messages"]), system)
-                yield {"messages": messages} if messages else None
-                continue
-            cells = {role: _text(row.get(columns[role])) for role in ROLES if role in columns}
-            yield cells if cells["prompt"].strip() and cells["response"].strip() else None
+        for row in read(Path(file), tuple(dataset.columns.values())):
+            yield canonical(row, dataset.columns)
 
 
 def _text(cell: object) -> str:
