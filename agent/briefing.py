@@ -11,7 +11,7 @@ from agent.hardware import Hardware
 from agent.propose.writer import AllowedKey, BenchmarkBrief, StudyBrief
 from agent.records import Recipe, Value
 from scenarios.finetune import rows, training
-from scenarios.finetune.arguments import schema
+from scenarios.finetune.arguments import Arguments, schema
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.keys import METHODS, OPEN
 from scenarios.finetune.training import TrainingPlan
@@ -58,15 +58,15 @@ def study_brief(
     )
 
 
-def allowed_keys() -> tuple[AllowedKey, ...]:
-    """The keys that are open to a proposal, with LLaMA-Factory's own help."""
-    return tuple(_allowed())
+def allowed_keys(known: Arguments | None = None) -> tuple[AllowedKey, ...]:
+    """The keys that are open to a proposal, and that the LLaMA-Factory that trains has (None: the pinned one)."""
+    return tuple(_allowed(schema() if known is None else known))
 
 
-def _allowed() -> Iterator[AllowedKey]:
-    known = schema()
+def _allowed(known: Arguments) -> Iterator[AllowedKey]:
     for name, rule in OPEN.items():
-        argument = known[name]
+        if (argument := known.get(name)) is None:
+            continue
         yield AllowedKey(
             name=name,
             type=_type(argument.types),

@@ -20,13 +20,15 @@ import msgspec
 
 from agent import hub
 from agent.errors import BudgetEnded, MachineError, UsageError
+from agent.gather import DEFAULT_MODEL
 from agent.hardware import Hardware
 from agent.hub.client import amount
 from agent.report.words import count
 from agent.settings import LAYOUT, PREFIX, Endpoint, Settings
-from agent.wiring import DEFAULT_MODEL, chosen_endpoint
-from scenarios.finetune.benchmarks import REGISTRY, require_known
+from agent.wiring import chosen_endpoint
+from scenarios.finetune.benchmarks import data_directory, needs_judge, require_known
 from scenarios.finetune.models import choose_model
+from scenarios.finetune.registry import REGISTRY
 from scenarios.finetune.tasks import read_task
 
 if TYPE_CHECKING:
@@ -38,8 +40,6 @@ Status = Literal["ok", "warning", "problem"]
 
 PATIENCE = 10.0
 """Seconds that an endpoint has for one tiny answer; the hub has half of it."""
-JUDGED = ("aime25", "aime24")
-"""Benchmarks whose answers a model marks."""
 HUB = "https://huggingface.co"
 NEEDED: tuple[EnvironmentName, ...] = ("train", "bench")
 _GB = 10**9
@@ -262,17 +262,23 @@ def benchmarks(settings: Settings) -> Iterator[Finding]:
 
 
 def _benchmark(name: str, root: Path) -> Finding:
-    if name not in REGISTRY:
+    if name.endswith((".yaml", ".yml")):
         task = read_task(Path(name).expanduser())
         return _ok("benchmark", f"{task.name}: {count(len(task.questions), 'question')} in {task.path}")
-    if (dataset := REGISTRY[name].dataset) is None:
+    laid = data_directory(name, root)
+    if name not in REGISTRY:
+        if any(laid.rglob("*.jsonl")):
+            return _ok("benchmark", f"{name}: in {laid}")
+        raise UsageError(f"{name}: no data in {laid}", "lay it there by hand: docs/benchmarks.md")
+    entry = REGISTRY[name]
+    if entry.source is None:
         return _ok("benchmark", f"{name}: comes with demo/{name}")
-    laid = root / "benchmarks" / name
-    if all((laid / f"{split}.jsonl").is_file() for split in ("train", "test")):
+    if all((laid / f"{split}.jsonl").is_file() for split in entry.files):
         return _ok("benchmark", f"{name}: in {laid}")
-    if (found := hub.find("dataset", dataset, root)) is not None:
+    if (found := hub.find("dataset", entry.source.dataset, root)) is not None:
         return _ok("benchmark", f"{name}: in {found.path}")
-    advice = f"the first study downloads {dataset}; without the hub, lay train.jsonl and test.jsonl into {laid}"
+    files = " and ".join(f"{split}.jsonl" for split in entry.files)
+    advice = f"the first study downloads {entry.source.dataset}; without the hub, lay {files} into {laid}"
     return Finding(name="benchmark", status="warning", found=f"{name}: not on disk", advice=advice)
 
 
@@ -292,7 +298,7 @@ def proposer(settings: Settings) -> Iterator[Finding]:
 def judge(settings: Settings) -> Iterator[Finding]:
     """The model that marks answers, where a configured benchmark needs one."""
     named = () if settings.origin("benchmark_datasets") == "default" else settings.benchmark_datasets
-    needed = ", ".join(name for name in named if name in JUDGED)
+    needed = ", ".join(name for name in named if needs_judge(name))
     if not needed:
         yield _ok("judge", "not needed by the configured benchmarks")
     elif (endpoint := settings.judge_endpoint()) is None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from agent import hub
 from agent.errors import UsageError
+from agent.gather import DEFAULT_MODEL
 from agent.llm import Endpoint
 from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
 from agent.settings import Settings, load
-from agent.wiring import DEFAULT_MODEL, chosen_endpoint
-from scenarios.finetune import demo
-from scenarios.finetune.benchmarks import REGISTRY, require_known
+from agent.wiring import chosen_endpoint
+from scenarios.finetune import data, demo
+from scenarios.finetune.benchmarks import require_known
+from scenarios.finetune.registry import REGISTRY
 
 
 def show(options: LoopOptions) -> None:
@@ -27,7 +29,7 @@ def show(options: LoopOptions) -> None:
 
 def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     """The plan, one (name, words) a line."""
-    yield "data set", _data_set(options.dataset, settings.file_path)
+    yield from _data_set(options.dataset, settings)
     yield "model", _model(options, settings.file_path)
     yield "benchmarks", ", ".join(_benchmarks(options, settings))
     limit = settings.benchmark_limit
@@ -44,12 +46,23 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "workspace", f"{settings.file_path} (FT_FILE_PATH: {settings.origin('file_path')})"
 
 
-def _data_set(name: str, root: Path) -> str:
+def _data_set(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
+    """Where the data are; where they are on disk already, also how they would be read."""
     if name.startswith("demo/"):
         if name not in demo.DEMO:
             raise UsageError(f"there is no demo data set {name!r}", f"choose one of {', '.join(demo.DEMO)}")
-        return f"{name}, made on the spot ({demo.DEMO[name].summary})"
-    return f"{name}, {_where(hub.find('dataset', name, root))}"
+        yield "data set", f"{name}, made on the spot ({demo.DEMO[name].summary})"
+        return
+    found = hub.find("dataset", name, settings.file_path)
+    yield "data set", f"{name}, {_where(found)}"
+    if found is None:
+        return
+    dataset = data.recognise(found.path, settings.columns)
+    rows, dropped = data.usable(dataset)
+    empty = f"; {count(dropped, 'empty row')} dropped" if dropped else ""
+    yield "rows", f"{rows:,}, read as {dataset.format} ({data.as_option(dataset.columns)}){empty}"
+    for line in dataset.left_out:
+        yield "", line
 
 
 def _model(options: LoopOptions, root: Path) -> str:
@@ -71,9 +84,9 @@ def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
         return (options.dataset.removeprefix("demo/"),)
     for name in settings.benchmark_datasets:
         require_known(name)
-        if name in REGISTRY and REGISTRY[name].dataset is None and options.dataset not in demo.DEMO:
+        if name in REGISTRY and REGISTRY[name].source is None and options.dataset not in demo.DEMO:
             raise UsageError(f"benchmark {name} belongs to the demo data set demo/{name}", "choose another one")
-        if name not in REGISTRY and not Path(name).expanduser().is_file():
+        if name.endswith((".yaml", ".yml")) and not Path(name).expanduser().is_file():
             raise UsageError(f"there is no task YAML {name}", "give the path of an lm-eval task YAML")
     return tuple(
         f"{name} ({REGISTRY[name].description})" if name in REGISTRY else name for name in settings.benchmark_datasets

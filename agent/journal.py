@@ -19,8 +19,10 @@ import msgspec
 
 from agent.errors import MachineError, StudyError
 from agent.records import (
+    STAGES,
     Checkpoint,
     Comparison,
+    Contamination,
     Failure,
     Identity,
     MiniRun,
@@ -114,7 +116,37 @@ class OutputWritten(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
     path: str
 
 
-Event = StudyOpened | CallStarted | CallEnded | StageStarted | StageEnded | TrialEnded | SealOpened | OutputWritten
+class DataScanned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="data scanned"):
+    """The training data was searched for the benchmarks' questions; written where the finding is a new one."""
+
+    at: float
+    contamination: Contamination
+
+
+class LlamaFactoryChosen(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="LLaMA-Factory chosen"):
+    """What all trials of the study train with: a commit, or the installed version (None) for the reason in `why`.
+
+    `arguments` is the SHA-256 of the study's file that holds the commit's arguments.
+    """
+
+    at: float
+    commit: str | None
+    arguments: str | None
+    why: str
+
+
+Event = (
+    StudyOpened
+    | CallStarted
+    | CallEnded
+    | StageStarted
+    | StageEnded
+    | TrialEnded
+    | SealOpened
+    | OutputWritten
+    | DataScanned
+    | LlamaFactoryChosen
+)
 
 
 @dataclass
@@ -143,7 +175,9 @@ class State:
     openings: list[int] = field(default_factory=list)
     output: str | None = None
     published: int | None = None
+    llama_factory: LlamaFactoryChosen | None = None
     best: int | None = None
+    contamination: Contamination | None = None
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
     _trial_seconds: dict[int, float] = field(default_factory=dict)
@@ -181,6 +215,10 @@ class State:
                     self.openings.append(event.trial)
             case OutputWritten():
                 self.output, self.published = event.path, event.trial
+            case DataScanned():
+                self.contamination = event.contamination
+            case LlamaFactoryChosen():
+                self.llama_factory = event
 
     def _end_stage(self, event: StageEnded) -> None:
         self.running = None
@@ -190,7 +228,7 @@ class State:
             self.usage = self.usage + event.usage
         if event.ending in ("done", "failed"):
             self.stages[(event.trial, event.stage)] = event
-            if event.trial > 0 and event.stage != "test" and self.calls:
+            if event.trial > 0 and event.stage in STAGES and self.calls:
                 self.calls[-1].stages += 1
 
     def _end_trial(self, event: TrialEnded) -> None:
@@ -207,11 +245,7 @@ class State:
     def assemble(self, number: int, lesson: str) -> Trial:
         """A trial's record from what its stages left; ValueError where they do not make one."""
         scores = self.result(number, "bench", Scores)
-        failures = [
-            ended.failure
-            for stage in ("propose", "check", "mini-run", "train", "bench", "accept")
-            if (ended := self.stages.get((number, stage))) and ended.failure
-        ]
+        failures = [ended.failure for stage in STAGES if (ended := self.stages.get((number, stage))) and ended.failure]
         return Trial(
             number=number,
             proposal=self.result(number, "propose", Proposal),
@@ -222,6 +256,11 @@ class State:
             lesson=lesson,
             seconds=self._trial_seconds.get(number, 0.0),
         )
+
+    @property
+    def begun(self) -> bool:
+        """Whether a trial was ever begun."""
+        return any(trial > 0 for trial, _ in self.attempts)
 
     def mini_runs(self) -> list[tuple[int, MiniRun]]:
         """The successful mini-runs so far, by trial number."""

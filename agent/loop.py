@@ -26,7 +26,7 @@ IN_A_ROW = 5
 
 def run_call(lab: Lab) -> str:
     """One call on a study: search, open the seal for the winner, put it where it is used; return why it ended."""
-    ending = "an error of ftloop itself"
+    ending, over = "an error of ftloop itself", False
     try:
         try:
             end = search(lab)
@@ -36,6 +36,7 @@ def run_call(lab: Lab) -> str:
         ending = end.reason
         if not end.pause:
             open_seal(lab)
+            over = True
     except BudgetEnded as late:
         ending = f"{ending}; the sealed test was not finished: {late.reason}"
     except KeyboardInterrupt:
@@ -45,7 +46,7 @@ def run_call(lab: Lab) -> str:
         ending = error.message
         raise
     finally:
-        lab.study.end_call(ending)
+        lab.study.end_call(ending, over=over)
     return ending
 
 
@@ -57,6 +58,7 @@ def search(lab: Lab) -> BudgetEnded:
             keep_time_for_the_seal(lab)
             stop_at_ceiling(lab)
             lab.study.budget.before_trial()
+            rescore_best(lab)
             trial = run_trial(lab)
             if invalid_in_a_row(lab.study.history()) >= IN_A_ROW:
                 raise no_valid_proposal(lab, trial)
@@ -79,8 +81,13 @@ def keep_time_for_the_seal(lab: Lab) -> None:
     """Reserve what scoring the base and the slowest candidate took, and a quarter more: they are scored once again."""
     history = lab.study.history()
     base = sum(score.seconds for score in history.base)
-    candidates = [sum(score.seconds for score in trial.scores) for trial in history.trials if trial.scores]
+    candidates = [sum(map(_in_full, trial.scores)) for trial in history.trials if trial.scores]
     lab.study.budget.reserve(1.25 * (base + max(candidates, default=base)))
+
+
+def _in_full(score: Score) -> float:
+    """Seconds that a score takes, or would have taken if its race had gone to the end."""
+    return score.seconds * (score.planned or 1) / (score.asked or score.planned or 1)
 
 
 def invalid_in_a_row(history: History) -> int:
@@ -99,20 +106,30 @@ def run_trial(lab: Lab) -> Trial:
         study.stage(number, "check", lambda _: scenario.check(recipe), Checked)
         study.stage(number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, *study.ran()), MiniRun)
         checkpoint = study.stage(number, "train", lambda bench: scenario.train(bench, recipe), Checkpoint)
-        scores = study.stage(number, "bench", lambda bench: scenario.score(bench, checkpoint), Scores)
-        against, best = incumbent(lab)
-        study.stage(number, "accept", lambda _: scenario.compare(scores.scores, best, against), Comparison)
+        (against, best), nth = history.incumbent, history.compared + 1
+        scores = study.stage(number, "bench", lambda bench: scenario.score(bench, checkpoint, best, nth), Scores)
+        study.stage(number, "accept", lambda _: scenario.compare(scores.scores, best, against, nth), Comparison)
     except TrialFailed:
         pass  # journaled by its stage: a failed trial is a finding
     return study.end_trial(lesson)
 
 
-def incumbent(lab: Lab) -> tuple[str, Sequence[Score]]:
-    """Who is to be beaten, and its scores."""
-    history = lab.study.history()
-    if history.best is None:
-        return "base", history.base
-    return f"trial {history.best}", history.trials[history.best - 1].scores
+def rescore_best(lab: Lab) -> None:
+    """Score an adopted best afresh before anything is compared with it: it was adopted for a lucky score.
+
+    With greedy decoding a fresh score is the same one by construction, and nothing is done.
+    """
+    study, best = lab.study, lab.study.journal.state.best
+    if best is None or not lab.scenario.sampled:
+        return
+    checkpoint = study.journal.state.trial(best).checkpoint
+    assert checkpoint is not None
+    if study.history().fresh:
+        return
+    try:
+        study.stage(best, "rescore", lambda bench: lab.scenario.rescore(bench, checkpoint), Scores)
+    except TrialFailed as finding:
+        raise not_scored(f"trial {best}, the best so far,", finding) from None
 
 
 def stop_if_no_recipe_helps(history: History) -> None:
@@ -129,8 +146,9 @@ def stop_if_no_recipe_helps(history: History) -> None:
 
 def stop_at_ceiling(lab: Lab) -> None:
     """End the search where nothing could be called better any more, unless a number of trials was asked for."""
-    against, best = incumbent(lab)
-    if not lab.study.budget.counted and (reason := lab.scenario.ceiling(best)):
+    history = lab.study.history()
+    against, best = history.incumbent
+    if not lab.study.budget.counted and (reason := lab.scenario.ceiling(best, history.compared + 1)):
         raise BudgetEnded(f"{against} is at the ceiling: {reason}")
 
 
@@ -139,8 +157,10 @@ def lesson(trial: Trial) -> str:
     what = trial.proposal.change if trial.proposal else "no valid proposal"
     if trial.failure is not None:
         return f"{what}: {trial.failure.kind}: {trial.failure.reason}"
-    assert trial.comparison is not None
-    return f"{what}: {trial.comparison.verdict} than {trial.comparison.against} ({trial.comparison.difference:+.3f})"
+    found = trial.comparison
+    assert found is not None
+    dropped = "" if found.asked is None else f", dropped after {found.asked} of {found.planned} questions"
+    return f"{what}: {found.verdict} than {found.against} ({found.difference:+.3f}{dropped})"
 
 
 def open_seal(lab: Lab) -> None:

@@ -56,6 +56,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
         config: YAML file with settings.
         seed: Seed of the proposer.
         columns: Role -> column of the data set ("prompt" -> "problem").
+        unsafe_local: The local runner may run code that a language model wrote, with all of the user's rights.
     """
 
     dataset: str
@@ -68,6 +69,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
     proposer: str | None = None
     seed: int | None = None
     columns: dict[str, str] | None = None
+    unsafe_local: bool = False
     dry_run: bool = False
 
     def settings(self) -> dict[str, Any]:
@@ -111,6 +113,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_columns,
         metavar="ROLE=COLUMN,...",
         help="columns of the data: prompt=problem,response=answer",
+    )
+    add(
+        *_spellings("--unsafe_local")[::-1],
+        action="store_true",
+        help="without Docker, run code that a language model wrote too, with all your rights (default: refuse it)",
     )
     add(*_spellings("--dry_run")[::-1], action="store_true", help="say what would be done and stop")
 

@@ -70,11 +70,29 @@ class FileRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """One answered question of a benchmark; `score` is None where no verdict could be had (unscored is not 0)."""
+    """One answered question of a benchmark; `score` is None where no verdict could be had (unscored is not 0).
+
+    Attributes:
+        score: The mean over the scored answers.
+        scores: One an answer, where the question was answered several times.
+        response, extracted: The first answer, and what was taken from it for scoring.
+        formatted: False where no answer could be extracted (of several: from none of them): not asked-for form rather
+            than a wrong answer.
+    """
 
     id: str
     score: float | None
     response: str = ""
+    extracted: str | None = None
+    scores: tuple[float | None, ...] = ()
+    formatted: bool = True
+
+
+class Mistake(msgspec.Struct, frozen=True, kw_only=True):
+    """A question of the search split that was not answered right, shortened; what it says is untrusted text."""
+
+    question: str
+    response: str
     extracted: str | None = None
 
 
@@ -88,6 +106,10 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
         n: Scored questions. unscored: questions without a verdict.
         settings: How the answers were made: few-shot count, decoding, chat template, versions.
         key: Hash of everything that the score depends on; equal keys may share one score.
+        samples: Answers a question. unformatted: questions from no answer of which anything could be extracted.
+        asked, planned: Questions asked until a race was ended early, of so many; None where all of them were.
+        marked: What makes the score less than it seems, said wherever it is shown ("contaminated: 12 rows ...").
+        mistakes: Some wrong answers, for the next proposal; of the search split only.
     """
 
     benchmark: str
@@ -102,10 +124,20 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     key: str
     seconds: float = 0.0
+    samples: int = 1
+    unformatted: int = 0
+    asked: int | None = None
+    planned: int | None = None
+    marked: str = ""
+    mistakes: tuple[Mistake, ...] = ()
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.unscored < 0:
             raise ValueError(f"{self.benchmark}: a score needs at least one scored question, got n={self.n}")
+        if (self.asked is None) != (self.planned is None) or (self.asked or 0) > (self.planned or 0):
+            raise ValueError(f"{self.benchmark}: {self.asked} of {self.planned} questions asked")
+        if self.mistakes and self.split != "search":
+            raise ValueError(f"{self.benchmark}: nothing of the {self.split} split is kept for proposals")
         if not all(map(math.isfinite, (self.mean, self.stderr, self.low, self.high))):
             raise ValueError(f"{self.benchmark}: a score must be finite")
         if not 0.0 <= self.low <= self.mean <= self.high <= 1.0 or self.low == self.high:
@@ -121,6 +153,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         wins, losses: Questions that only the candidate, or only the best, got right.
         alpha: One-sided level of the test behind the verdict.
         detectable: Smallest true difference that would be found with 80% power.
+        candidate: Which comparison of the study this is, from 1 on; its level depends on that.
+        asked, planned: Questions asked before the candidate was dropped, of so many; None where all were.
     """
 
     verdict: Verdict
@@ -134,6 +168,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     alpha: float
     detectable: float
     against: str
+    candidate: int | None = None
+    asked: int | None = None
+    planned: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.asked is not None and self.verdict == "better":
+            raise ValueError("a candidate that was dropped early cannot be better")
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,9 +230,13 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """One score a benchmark, in the study's order."""
+    """One score a benchmark, in the study's order.
+
+    `others` are the base's scores at the settings that were not the better ones (zero-shot beside few-shot).
+    """
 
     scores: tuple[Score, ...]
+    others: tuple[Score, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -242,12 +287,69 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     generation: dict[str, Any]
 
 
+class Contamination(msgspec.Struct, frozen=True, kw_only=True):
+    """How many rows of the training data hold questions of the benchmarks, and what was done; no proposer sees it.
+
+    Attributes:
+        key: Hash of the data, the benchmarks and the rules. rows: of the data before anything was removed.
+        found: Rows by benchmark, where there are any. flagged: rows that hold a question of any benchmark.
+        action: "kept" where the rows were to be removed, but too few would have been left.
+    """
+
+    key: str
+    rows: int
+    found: dict[str, int]
+    flagged: int
+    action: Literal["none", "removed", "marked", "kept"]
+
+    @property
+    def summary(self) -> str:
+        """ "12 of 7,473 rows hold questions of gsm8k"."""
+        several = len(self.found) > 1
+        names = ", ".join(f"{name} ({rows:,})" if several else name for name, rows in self.found.items())
+        return f"{self.flagged:,} of {self.rows:,} rows hold questions of {names or 'no benchmark'}"
+
+    @property
+    def done(self) -> str:
+        """What became of these rows."""
+        return {
+            "none": "nothing to do",
+            "removed": "removed (FT_CONTAMINATION=remove)",
+            "marked": "trained on, and every score is marked (FT_CONTAMINATION=mark)",
+            "kept": f"NOT removed, because only {self.rows - self.flagged:,} rows would be left. This data set is the "
+            "benchmark: every score is marked, and says nothing about what was learned",
+        }[self.action]
+
+    def mark(self, benchmark: str) -> str:
+        """What is wrong with a score of a model that was trained on these rows; empty where nothing is."""
+        if self.action in ("none", "removed") or benchmark not in self.found:
+            return ""
+        return f"contaminated: {self.found[benchmark]:,} of {self.rows:,} rows of the training data hold its questions"
+
+
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """What a proposer may know: the base's scores and the finished trials, search split only."""
+    """What a proposer may know: the base's scores and the finished trials, search split only.
+
+    `best` is the number of the best trial, None while the base is unbeaten; `fresh` are its scores from a second
+    sampling, where that was made.
+    """
 
     base: tuple[Score, ...] = ()
     trials: tuple[Trial, ...] = ()
-    best: int | None = None  # number of the best trial; None while the base is unbeaten
+    best: int | None = None
+    fresh: tuple[Score, ...] = ()
+
+    @property
+    def incumbent(self) -> tuple[str, tuple[Score, ...]]:
+        """Who is to be beaten ("base", "trial 3"), and its scores."""
+        if self.best is None:
+            return "base", self.base
+        return f"trial {self.best}", self.fresh or self.trials[self.best - 1].scores
+
+    @property
+    def compared(self) -> int:
+        """How many candidates have been compared so far."""
+        return sum(trial.comparison is not None for trial in self.trials)
 
 
 class Sealed(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,10 +365,12 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         base: The incumbent that the first candidate had to beat: the base's better setting, a score a benchmark.
+        others: The base's scores at its other settings, where it was scored at several.
         sealed: None while no candidate won, or while the test split is still sealed.
         openings: How many winners the test split has been opened for (1 is a clean, single look).
         output: Directory of the winner's weights, once copied there.
         active_seconds: Time spent in stages, over all calls.
+        contamination: What the scan of the training data found; None where none was made.
     """
 
     study: str
@@ -281,3 +385,5 @@ class StudyReport(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     active_seconds: float
     ending: str
+    contamination: Contamination | None = None
+    others: tuple[Score, ...] = ()

@@ -70,10 +70,17 @@ class Settings(BaseSettings):
         description="Directory that holds all data, models, studies and outputs (the workspace).",
     )
     docker_enable_cache: bool = Field(
-        default=False, description="True keeps containers and images between runs; False cleans up each time."
+        default=False,
+        description=(
+            "True keeps the images of a study when it ends; False removes them, and they are built again when needed."
+        ),
     )
     update_llama_factory: bool = Field(
-        default=True, description="True updates LLaMA-Factory before a run; False uses the version at hand."
+        default=True,
+        description=(
+            "True lets a new study train with LLaMA-Factory's newest commit (docker runner only); "
+            "False with the locked version."
+        ),
     )
     benchmark_datasets: Annotated[tuple[str, ...], _JsonArray] = Field(
         default=("aime25",), description="Benchmarks, as a JSON array. Unset, a demo data set brings its own."
@@ -81,10 +88,17 @@ class Settings(BaseSettings):
     benchmark_limit: Annotated[int | None, Field(ge=1), BeforeValidator(values.limit)] = Field(
         default=None, description="Questions of each benchmark's search and test half; None or empty means all."
     )
+    benchmark_samples: Annotated[int | None, Field(ge=1, le=64)] = Field(
+        default=None, description="Answers a question, whose mean is its score. Unset: more where questions are few."
+    )
     benchmark_timeout: Seconds = Field(default=3600, description="Seconds that one evaluation may take.")
     judge_model: str = Field(default="gpt-4", description="Model that marks answers where a benchmark needs a judge.")
     judge_api_key: SecretStr | None = Field(default=None, description="Key for the judge. Unset: as for the agent.")
     judge_api_base: str | None = Field(default=None, description="Base URL for the judge. Unset: as for the agent.")
+    contamination: Literal["remove", "refuse", "mark"] = Field(
+        default="remove",
+        description="Training rows that hold benchmark questions: remove them, refuse to train, or mark every score.",
+    )
     debug_timeout: Seconds = Field(
         default=36000, description="Seconds that a mini-run (a few steps before training) may take."
     )
@@ -113,7 +127,9 @@ class Settings(BaseSettings):
         description='Columns of the data set, as a JSON object: {"prompt": "problem", "response": "answer"}.',
     )
     template: str | None = Field(
-        default=None, description="LLaMA-Factory template name. Unset: read from the model's own chat template."
+        default=None,
+        description="LLaMA-Factory template name. Unset: read from the model's own chat template. "
+        "One that evaluation would not share is refused.",
     )
     cutoff_len: int = Field(default=2048, ge=16, description="Longest training example in tokens; longer ones are cut.")
     max_epochs: float = Field(

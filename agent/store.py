@@ -60,6 +60,21 @@ class StudyPaths:
         return self.root / "data"
 
     @property
+    def contamination(self) -> Path:
+        """Which rows of the data hold which benchmark questions; outside of `data`, which jobs see."""
+        return self.root / "contamination.jsonl"
+
+    @property
+    def templates(self) -> Path:
+        """How training and evaluation render the same prompts, and the logs of the jobs that did."""
+        return self.root / "templates"
+
+    @property
+    def arguments(self) -> Path:
+        """The arguments of the study's LLaMA-Factory, where that is not the installed one."""
+        return self.root / "arguments.json"
+
+    @property
     def transcript(self) -> Path:
         """What was said to the language model and what it answered."""
         return self.root / "transcript.jsonl"

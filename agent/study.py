@@ -14,7 +14,7 @@ import msgspec
 import yaml
 
 from agent.budget import Budget
-from agent.errors import BudgetEnded, MachineError, TrialFailed
+from agent.errors import BudgetEnded, MachineError, StudyError, TrialFailed
 from agent.journal import (
     NOTHING,
     Call,
@@ -34,7 +34,7 @@ from agent.records import STAGES, Failure, History, MiniRun, Proposal, Scores, S
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory, replace_directory
-from scenarios import Bench, Progress, Scenario
+from scenarios import Bench, Progress, Scenario, Stop
 
 BASE = 0
 """The base model's place among the trial numbers."""
@@ -56,17 +56,25 @@ class StageBench:
     budget: Budget
     view: View
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
-        """Run a job; BudgetEnded where the call's time stopped it, MachineError where its engine went away."""
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
+        """Run a job; BudgetEnded where the call's time stopped it, MachineError where its engine went away.
+
+        A job that `stop` ended is returned, with "stopped" for its kind and what `stop` said for its reason.
+        """
+        ended_by_stop = False
 
         def watch() -> str | None:
             self.view.budget(self.budget.left())
             if progress is not None and (now := progress()) is not None:
                 self.view.progress(*now)
-            return self.budget.over()
+            nonlocal ended_by_stop
+            if (reason := self.budget.over()) is None and stop is not None:
+                reason = stop()
+                ended_by_stop = reason is not None
+            return reason
 
         outcome = self.runner.run(msgspec.structs.replace(job, labels={**self.labels, **job.labels}), watch)
-        if outcome.kind == "stopped":
+        if outcome.kind == "stopped" and not ended_by_stop:
             raise BudgetEnded(outcome.reason)
         if outcome.kind == "lost":
             raise MachineError(
@@ -100,6 +108,7 @@ class Study:
         self.journal = journal
         self.view = view
         self.budget = budget
+        self.over = False
         self._runner = runner
 
     def start_call(self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None) -> None:
@@ -123,8 +132,9 @@ class Study:
         for trial in self.journal.state.trials:  # a kill may have come between a trial's end and its pruning
             self._prune(trial.number)
 
-    def end_call(self, reason: str) -> None:
-        """Record why this call ended."""
+    def end_call(self, reason: str, *, over: bool = False) -> None:
+        """Record why this call ended; `over` where the study has nothing left to do until another call adds to it."""
+        self.over = over
         state = self.journal.state
         self.journal.append(
             CallEnded(at=self.journal.now(), call=len(state.calls), reason=reason, seconds=self.budget.spent())
@@ -244,7 +254,13 @@ class Study:
         """What a proposer may know."""
         base = self.base()
         state = self.journal.state
-        return History(base=base.scores if base else (), trials=tuple(state.trials), best=state.best)
+        fresh = state.result(state.best, "rescore", Scores) if state.best is not None else None
+        return History(
+            base=base.scores if base else (),
+            trials=tuple(state.trials),
+            best=state.best,
+            fresh=fresh.scores if fresh else (),
+        )
 
     def _prune(self, number: int) -> None:
         """Delete a finished trial's weights unless it is the best; its logs, recipe and scores stay."""
@@ -257,14 +273,25 @@ class Study:
             self.journal.append(SealOpened(at=self.journal.now(), trial=trial))
 
     def publish(self, winner: Trial, output: Path) -> None:
-        """Copy the winner's weights and recipe to `output`, whole or not at all, and record it."""
+        """Copy the winner's weights and recipe to `output`, whole or not at all, and record it.
+
+        Raises:
+            StudyError: `output` does not have them, and the checkpoint was removed.
+        """
         assert winner.checkpoint is not None
         assert winner.proposal is not None
         recipe = f"# {self.name}, trial {winner.number}\n" + yaml.safe_dump(
             {**winner.proposal.recipe.train, "seed": winner.proposal.recipe.seed}, sort_keys=True
         )
         marker = output / "recipe.yaml"
-        if not marker.exists() or marker.read_text() != recipe:
+        gone = not Path(winner.checkpoint.path).is_dir()
+        published = gone and self.journal.state.published == winner.number and output.is_dir()
+        if not published and (not marker.exists() or marker.read_text() != recipe):
+            if gone:
+                raise StudyError(
+                    f"trial {winner.number}'s weights are neither in {winner.checkpoint.path} nor in {output} any more",
+                    f"bring one of them back from a backup, or move {self.paths.root} away and search anew",
+                )
             draft = output.with_name(f".{output.name}.new")
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(
@@ -313,6 +340,7 @@ def study_report(journal: Journal, directory: Path, holder: str | None = None) -
         directory=str(directory),
         identity=state.identity,
         base=base.scores if base else (),
+        others=base.others if base else (),
         trials=tuple(state.trials),
         best=state.best,
         sealed=state.result(state.best, "test", Sealed) if state.best is not None else None,
@@ -323,11 +351,12 @@ def study_report(journal: Journal, directory: Path, holder: str | None = None) -
         ending=(state.calls[-1].ended or (f"running in process {holder}" if holder else "killed"))
         if state.calls
         else "",
+        contamination=state.contamination,
     )
 
 
 def _counted(trial: int, stage: str) -> bool:
-    """Whether a stage belongs to a trial; base scoring and sealed test do not, and are retried if they fail."""
+    """Whether a stage belongs to a trial; the base's score, a fresh one of the best and the sealed test are retried."""
     return trial != BASE and stage in STAGES
 
 

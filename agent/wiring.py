@@ -1,4 +1,4 @@
-"""The one place where everything is joined: settings, data, model, benchmarks, runner, proposer, scenario, study."""
+"""The one place where everything is joined: settings, what is studied, runner, proposer, scenario, study."""
 
 from __future__ import annotations
 
@@ -6,58 +6,46 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import accept, hardware, hub
+import msgspec
+
+from agent import hardware, hub, llama_factory
 from agent.briefing import allowed_keys, study_brief
 from agent.budget import Budget
-from agent.errors import FtloopError, StudyError, UsageError
+from agent.errors import MachineError, StudyError, UsageError
+from agent.gather import Subject, gather
 from agent.hardware import Hardware
-from agent.journal import FORMAT, Journal, StudyOpened
+from agent.hub.client import amount
+from agent.journal import FORMAT, DataScanned, Journal, StudyOpened
 from agent.options import LoopOptions
-from agent.propose import Proposer
-from agent.records import Identity
+from agent.propose import Proposer, writer
+from agent.propose.tpe import Tpe
+from agent.records import Identity, Recipe
 from agent.report import View
 from agent.report.live import make_view
 from agent.report.markdown import write_report
 from agent.report.summary import summary
 from agent.report.words import count, duration
+from agent.ruler import choose_judges, sensitivity
 from agent.run import Runner, Say
+from agent.run.containers import DockerRunner
+from agent.run.gpus import environment_of_jobs
+from agent.run.mounts import let_jobs_read
 from agent.settings import Endpoint as ChatEndpoint
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, holder, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
-from scenarios.finetune import data, demo, training
-from scenarios.finetune.benchmarks import Benchmark, require_known, resolve
-from scenarios.finetune.models import ModelInfo, choose_model, inspect, weights_hash
+from scenarios.finetune import contamination, data, footprint, template_check, training
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.space import default_space
 from scenarios.finetune.training import TrainingPlan
 
 if TYPE_CHECKING:
     from agent.llm import ChatModel
-
-DEFAULT_MODEL = "Qwen/Qwen3-0.6B"
-"""Downloaded where none is named and none on disk fits: small, freely licensed, with a chat template."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is studied: the data, the base model and what it is measured by."""
-
-    dataset: str
-    data_path: Path
-    columns: dict[str, str] | None
-    model: str
-    info: ModelInfo
-    weights: str
-    benchmarks: tuple[Benchmark, ...]
-    identity: Identity
 
 
 @contextmanager
@@ -70,8 +58,9 @@ def connect(options: LoopOptions) -> Iterator[Lab]:
         with _terminated_like_ctrl_c():
             for note in settings.notes():
                 view.say(note)
-            machine = hardware.look(_seen_by_jobs(settings))
-            runner = choose_runner(settings, view.say)
+            chosen_endpoint(settings)  # refused now rather than after a download
+            machine = hardware.look(environment_of_jobs(os.environ, settings.gpus))
+            runner = choose_runner(settings, view.say, unsafe_local=options.unsafe_local)
             subject = gather(options, settings, workspace, runner, machine, view)
             paths = workspace.study(subject.identity)
             with locked(paths):
@@ -96,7 +85,23 @@ def _at_work(
     if journal.torn:
         view.say("the journal's last line was torn by a crash: what it would have said is done again")
     workspace.enter(new_entry(paths.root.name, subject.identity, paths.root))
-    plan = training_plan(settings, subject, machine, paths)
+    plan = training_plan(settings, subject, machine, paths, view.say)
+    if (found := plan.data.contamination) is not None and found != journal.state.contamination:
+        journal.append(DataScanned(at=journal.now(), contamination=found))
+    trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
+    if trials != options.loop_n or stages != options.step_n:
+        view.say("the last call was killed: what it still owed is finished first, then what this one adds")
+    budget = Budget(trials, stages, options.timeout)
+    model = choose_chat_model(settings, budget, view.say)
+    author = writer.author(model) if model else Tpe.name
+    view.plan(_plan_rows(subject, plan, settings, machine, runner.name, author, trials, stages, options, paths))
+    for line in sensitivity(subject.benchmarks, settings):
+        view.say(line)
+    # After everything that can be wrong: this may take minutes.
+    runner, plan = ready(runner, journal, paths, plan, settings, view.say)
+    name = paths.root.name
+    bench = StageBench(paths.templates, f"{name}-templates", {"study": name}, runner, Budget(), view)
+    template_check.check(bench, plan, [benchmark.engine for benchmark in subject.benchmarks])
     scenario = FineTune(
         plan=plan,
         benchmarks=subject.benchmarks,
@@ -104,22 +109,16 @@ def _at_work(
         timeout=settings.benchmark_timeout,
         cache=workspace.scores,
         weights=subject.weights,
+        samples=settings.benchmark_samples,
+        judges=choose_judges(settings, subject.benchmarks, workspace.scores),
     )
-    trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
-    if trials != options.loop_n or stages != options.step_n:
-        view.say("the last call was killed: what it still owed is finished first, then what this one adds")
-    budget = Budget(trials, stages, options.timeout)
-    proposer = choose_proposer(settings, subject, scenario, machine, budget, paths, view.say)
+    proposer = make_proposer(model, settings, subject, scenario, machine, budget, paths)
     study = Study(paths.root.name, paths, journal, runner, view, budget)
-    view.plan(_plan_rows(subject, plan, settings, machine, runner.name, proposer.name, trials, stages, options, paths))
-    for line in sensitivity(subject.benchmarks, settings.benchmark_limit):
-        view.say(line)
-    runner.ready("train", view.say)  # after everything that can be wrong: it may take minutes
-    runner.ready("bench", view.say)
     budget.start()
     study.start_call(proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages)
     try:
         yield Lab(study=study, proposer=proposer, scenario=scenario, output=workspace.output(study.name))
+        remove_images(study, runner, workspace, settings, view.say)
     finally:
         view.close()
         show(journal, paths, subject.info.path)
@@ -177,113 +176,28 @@ def _settings(options: LoopOptions) -> Settings:
     return settings
 
 
-def _seen_by_jobs(settings: Settings) -> dict[str, str]:
-    """The environment by which jobs' GPUs are counted: FT_GPUS outranks CUDA_VISIBLE_DEVICES."""
-    if settings.gpus is None:
-        return dict(os.environ)
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "" if settings.gpus == "none" else settings.gpus}
+def choose_runner(settings: Settings, say: Say, *, unsafe_local: bool = False) -> Runner:
+    """The runner asked for, or docker if an engine answers; says which and why.
 
-
-def choose_runner(settings: Settings, say: Say) -> Runner:
-    """The runner asked for, or docker if an engine answers; says which and why."""
-    from agent.run.containers import DockerRunner, connect, docker_answers
+    Args:
+        unsafe_local: The local runner may run code that a language model wrote (--unsafe-local).
+    """
+    from agent.run import containers
     from agent.run.environments import Environments
     from agent.run.local import LocalRunner
     from agent.run.lock import Limits
 
     why_not = None
-    if settings.runner == "docker" or (settings.runner == "auto" and (why_not := docker_answers()) is None):
+    if settings.runner == "docker" or (settings.runner == "auto" and (why_not := containers.docker_answers()) is None):
         say("runner: docker" + (", because an engine answers" if settings.runner == "auto" else ""))
-        return DockerRunner(connect(), limits=Limits(disk=settings.trial_disk_bytes), gpus=settings.gpus)
+        let_jobs_read()
+        return DockerRunner(containers.connect(), limits=Limits(disk=settings.trial_disk_bytes), gpus=settings.gpus)
     say("runner: local" + (f", because {why_not}" if why_not else ""))
     named = settings.origin("environments") != "default"
     environments = Environments(settings.environments if named else None)
-    return LocalRunner(environments, disk_limit=settings.trial_disk_bytes, gpus=settings.gpus)
-
-
-def gather(
-    options: LoopOptions, settings: Settings, workspace: Workspace, runner: Runner, machine: Hardware, view: View
-) -> Subject:
-    """Find, download or make data, model and benchmarks."""
-    chosen_endpoint(settings)  # refused now rather than after a download
-    names, folder = settings.benchmark_datasets, None
-    if options.dataset.startswith("demo/"):
-        folder = make_demo(options.dataset, workspace)
-        data_path = folder / demo.TRAIN_FILE
-        if settings.origin("benchmark_datasets") == "default":
-            names = (options.dataset.removeprefix("demo/"),)
-    else:
-        for name in names:
-            require_known(name)  # before a data set is downloaded for nothing
-        data_path = hub.fetch("dataset", options.dataset, workspace.root, view.say).path
-    recognised = data.recognise(data_path, settings.columns)
-    for line in recognised.left_out:
-        view.say(line)
-
-    def fetch(dataset: str) -> Path:
-        try:
-            return hub.fetch("dataset", dataset, workspace.root, view.say).path
-        except FtloopError as error:
-            by_hand = workspace.root / "benchmarks" / "<name>"
-            error.message = f"a benchmark's data: {error.message}"
-            error.hint = f"or lay its rows by hand in {by_hand}/train.jsonl and test.jsonl (see the README)"
-            raise
-
-    benchmarks = resolve(names, workspace.root, fetch, folder)
-    model, path = choose_base(options, workspace, runner, machine, view)
-    info = inspect(path)
-    if not info.chat_template and settings.template is None:
-        view.say(f"{model} has no chat template: it is trained and asked in plain text, without an end-of-turn token")
-    if info.bytes > 1 << 30:
-        view.say(f"reading {info.bytes / 2**30:.1f} GiB of weights once, for their fingerprint")
-    weights = weights_hash(path)
-    identity = Identity(
-        dataset=options.dataset,
-        dataset_fingerprint=data.fingerprint(data_path, settings.columns),
-        model=model,
-        model_fingerprint=weights,
-        benchmarks=tuple(benchmark.name for benchmark in benchmarks),
-        limit=settings.benchmark_limit,
-        generation={
-            "template": settings.template or "the tokenizer's own",
-            "cutoff_len": settings.cutoff_len,
-            **{b.name: f"greedy, {b.fewshots}-shot, version {b.fingerprint[:12]}" for b in benchmarks},
-        },
-    )
-    return Subject(options.dataset, data_path, settings.columns, model, info, weights, benchmarks, identity)
-
-
-def make_demo(name: str, workspace: Workspace) -> Path:
-    """Make a demo's data in the workspace; UsageError for a demo that there is not."""
-    if name not in demo.DEMO:
-        raise UsageError(f"there is no demo data set {name!r}", f"choose one of {', '.join(demo.DEMO)}")
-    folder = workspace.root / "datasets" / name
-    demo.make_data(folder, name)
-    return folder
-
-
-def choose_base(
-    options: LoopOptions, workspace: Workspace, runner: Runner, machine: Hardware, view: View
-) -> tuple[str, Path]:
-    """The base model's name and directory: as named, else the demo's, else the best on disk, else downloaded."""
-    name = options.model
-    if name is None and options.dataset in demo.DEMO:
-        name = demo.DEMO[options.dataset].model
-        view.say(f"model: {name}, the one that the demo is made for")
-    if name == demo.MODEL:
-        path = workspace.root / "models" / name
-        runner.ready("train", view.say)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=workspace.root / "models") as directory:
-            demo.make_model(StageBench(Path(directory), "make-demo-model", {}, runner, Budget(), view), path)
-        return name, path
-    if name is None and (found := choose_model(workspace.root / "models", machine.device_memory)) is not None:
-        path, reason = found
-        view.say(f"model: {path.relative_to(workspace.root / 'models')}, {reason}")
-        return str(path.relative_to(workspace.root / "models")), path
-    if name is None:
-        name = DEFAULT_MODEL
-        view.say(f"model: {name}, because none was named and none in {workspace.root / 'models'} fits")
-    return name, hub.fetch("model", name, workspace.root, view.say).path
+    if unsafe_local:
+        say("code that a language model wrote runs with all your rights, because of --unsafe-local")
+    return LocalRunner(environments, disk_limit=settings.trial_disk_bytes, gpus=settings.gpus, unsafe=unsafe_local)
 
 
 def open_journal(paths: StudyPaths, identity: Identity) -> Journal:
@@ -296,14 +210,16 @@ def open_journal(paths: StudyPaths, identity: Identity) -> Journal:
     return journal
 
 
-def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths: StudyPaths) -> TrainingPlan:
-    """What is the same for all trainings; writes the study's copy of the data."""
+def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths: StudyPaths, say: Say) -> TrainingPlan:
+    """What is the same for all trainings; writes the study's copy of the data, without the benchmarks' questions."""
     recognised = data.recognise(subject.data_path, subject.columns)
     context = subject.info.context or settings.cutoff_len
     epochs = 3.0  # LLaMA-Factory's default
-    return TrainingPlan(
+    plan = TrainingPlan(
         model=subject.info,
-        data=data.write(recognised, paths.data),
+        data=contamination.prepare(
+            recognised, paths.data, subject.benchmarks, settings.contamination, paths.contamination, say
+        ),
         cutoff_len=min(settings.cutoff_len, context),
         template=settings.template,
         default_epochs=min(epochs, settings.max_epochs),
@@ -315,30 +231,53 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
         device="cuda" if machine.gpus else "cpu",
         gpus=max(1, len(machine.gpus)),
         gpu_memory=min(machine.gpus, default=0),
+        disk=settings.trial_disk_bytes,
     )
+    footprint.require_possible(plan)
+    return plan
 
 
-def choose_proposer(
+def ready(
+    runner: Runner, journal: Journal, paths: StudyPaths, plan: TrainingPlan, settings: Settings, say: Say
+) -> tuple[Runner, TrainingPlan]:
+    """Build what is missing, and take the LLaMA-Factory that the study trains with."""
+    runner.ready("train", say)
+    trainer = llama_factory.settle(
+        runner,
+        journal,
+        paths,
+        wanted=settings.update_llama_factory,
+        needed=training.config(Recipe(train={}), plan, paths.root / "model", mini=False),
+        say=say,
+    )
+    runner.ready("bench", say)
+    return trainer.runner, msgspec.structs.replace(plan, arguments=trainer.arguments)
+
+
+def choose_chat_model(settings: Settings, budget: Budget, say: Say) -> ChatModel | None:
+    """The language model that proposes, if an endpoint is configured; None for TPE. Says which and why."""
+    endpoint = chosen_endpoint(settings)
+    if endpoint is None:
+        reason = ", because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)"
+        say("proposer: tpe" + (reason if settings.proposer == "auto" else ""))
+        return None
+    model = chat_model(endpoint, settings, budget, say)
+    say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
+    return model
+
+
+def make_proposer(
+    model: ChatModel | None,
     settings: Settings,
     subject: Subject,
     scenario: FineTune,
     machine: Hardware,
     budget: Budget,
     paths: StudyPaths,
-    say: Say,
 ) -> Proposer:
-    """The proposer asked for, or the language model if an endpoint is configured; says which and why."""
-    from agent.propose.tpe import Tpe
-
-    endpoint = chosen_endpoint(settings)
-    if endpoint is None:
-        reason = ", because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)"
-        say("proposer: tpe" + (reason if settings.proposer == "auto" else ""))
+    """The proposer for what may be trained: the language model where there is one, else TPE."""
+    if model is None:
         return Tpe(default_space(), scenario.problems, settings.proposer_seed)
-    from agent.propose.writer import Writer
-
-    model = chat_model(endpoint, settings, budget, say)
-    say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
     left = budget.left
     brief = study_brief(
         subject.dataset,
@@ -348,7 +287,8 @@ def choose_proposer(
         machine,
         lambda: "no time limit" if (seconds := left()) is None else f"{duration(seconds)} of this call are left",
     )
-    return Writer(model, brief, scenario.problems, allowed_keys(), transcript=paths.transcript)
+    allowed = allowed_keys(scenario.plan.arguments)
+    return writer.Writer(model, brief, scenario.problems, allowed, transcript=paths.transcript)
 
 
 def chosen_endpoint(settings: Settings) -> ChatEndpoint | None:
@@ -370,18 +310,20 @@ def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget, say: Say
     return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left, say=say)
 
 
-def sensitivity(benchmarks: tuple[Benchmark, ...], limit: int | None) -> Iterator[str]:
-    """What each benchmark's search half can show at all, said before anything is spent."""
-    for benchmark in benchmarks:
-        n = len(benchmark.halves.take("search", limit))
-        smallest = accept.detectable(n, alpha=accept.ALPHA / len(benchmarks))
-        if smallest >= 1.0:
-            yield f"{benchmark.name}: {n} questions to search with are too few to prove any difference: undecidable"
-        else:
-            gain = f"a gain of {smallest * 100:.0f} points would be found"
-            yield f"{benchmark.name}: {n} questions to search with; {gain}"
-        if benchmark.halves.duplicates:
-            yield f"{benchmark.name}: {benchmark.halves.duplicates} repeated questions are asked once"
+def remove_images(study: Study, runner: Runner, workspace: Workspace, settings: Settings, say: Say) -> None:
+    """FT_DOCKER_ENABLE_CACHE=False: a study that is over gives its images back, unless another one is at work."""
+    if settings.docker_enable_cache or not study.over or not isinstance(runner, DockerRunner):
+        return
+    others = [entry for entry in workspace.index() if entry.kind == "study" and entry.id != study.name]
+    if busy := next((entry.id for entry in others if holder(StudyPaths(Path(entry.path)))), None):
+        say(f"FT_DOCKER_ENABLE_CACHE=False: the images are kept, as the study {busy} is at work")
+        return
+    try:
+        freed = runner.remove_images()
+    except MachineError as error:  # what was found is safe, and the images are in nobody's way
+        say(f"FT_DOCKER_ENABLE_CACHE=False: {error.message}")
+    else:
+        say(f"FT_DOCKER_ENABLE_CACHE=False: the study's images are removed, which freed {amount(freed)}")
 
 
 def _plan_rows(

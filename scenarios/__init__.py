@@ -11,6 +11,8 @@ from agent.run import Job, Outcome
 
 Progress = Callable[[], tuple[float, str] | None]
 """How far a running job is: a fraction in [0, 1] and a few words ("step 40/200, loss 1.32"); None if not known yet."""
+Stop = Callable[[], str | None]
+"""Asked about twice a second while a job runs; a returned reason ends the job early."""
 
 
 class Bench(Protocol):
@@ -26,8 +28,8 @@ class Bench(Protocol):
         """Unique job name of this stage."""
         ...
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
-        """Run a job under the call's budget; raises BudgetEnded where that stopped it."""
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
+        """Run a job under the call's budget; raises BudgetEnded where that stopped it, and not where `stop` did."""
         ...
 
     def say(self, message: str) -> None:
@@ -63,18 +65,35 @@ class Scenario(Protocol):
         """The base model's search scores, at its better setting of each benchmark; raises TrialFailed("bench", ...)."""
         ...
 
-    def score(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
-        """A candidate's search scores; raises TrialFailed("bench", ...)."""
+    def score(self, bench: Bench, checkpoint: Checkpoint, incumbent: Sequence[Score], number: int) -> Scores:
+        """A candidate's search scores, cut short where it cannot be expected to win against the incumbent's.
+
+        `number` is that of the comparison that follows. Raises TrialFailed("bench" or "judge", ...).
+        """
         ...
 
-    def compare(self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str) -> Comparison:
-        """The paired verdict, question by question."""
+    @property
+    def sampled(self) -> bool:
+        """Whether scoring once more would give other answers, so that an adopted best is scored afresh."""
+        ...
+
+    def rescore(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
+        """The search scores of an adopted best from fresh seeds; raises as `score` does."""
+        ...
+
+    def compare(
+        self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str, number: int | None = None
+    ) -> Comparison:
+        """The paired verdict, question by question.
+
+        `number` counts the study's comparisons from 1 on, and decides the level of this one; None for the sealed test.
+        """
         ...
 
     def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
         """Score the winner and the base (at the settings of its search scores) on the sealed test split."""
         ...
 
-    def ceiling(self, incumbent: Sequence[Score]) -> str | None:
-        """Why no candidate could be called better than this incumbent any more; None while one could."""
+    def ceiling(self, incumbent: Sequence[Score], number: int) -> str | None:
+        """Why the study's `number`-th candidate could not be called better than this incumbent; None if it could."""
         ...

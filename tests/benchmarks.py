@@ -1,4 +1,8 @@
-"""`make bench`: one JSON object a line, {"name", "value", "unit", "goal"}. Run it on a quiet machine."""
+"""`make bench`: one JSON object a line, {"name", "value", "unit", "goal"}. Run it on a quiet machine.
+
+The figures on the acceptance rule (tests/calibration.py) also say where they are worst, and what the rule "the higher
+mean wins" does there; they take four minutes. `python tests/benchmarks.py NAME ...` prints only these.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
+from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,15 +103,80 @@ def docker_job_ratio() -> float | None:
     return statistics.median(ours / theirs for ours, theirs in pairs[1:])  # the first pair warms up
 
 
+SCAN = """
+import resource, sys, time
+from pathlib import Path
+from scenarios.finetune.contamination import scan
+from scenarios.finetune.benchmarks import resolve
+
+root, started = Path(sys.argv[1]), time.perf_counter()
+(benchmark,) = resolve(["gsm8k"], root, Path)
+found = scan(root / "train.jsonl", [benchmark])[benchmark.name]
+assert len({held.row for held in found}) == 1000, "one row in a thousand was planted"
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@cache
+def _million_rows() -> tuple[float, float]:
+    """Seconds and GiB to search a million rows, made of 20,000 word problems, for the questions of one benchmark."""
+    from tests.word_problems import problems
+
+    asked = list(islice(problems(2), 1319))
+    base = list(islice(problems(1), 20_000))
+    with tempfile.TemporaryDirectory() as folder:
+        laid = Path(folder) / "benchmarks/gsm8k"
+        laid.mkdir(parents=True)
+        for split in ("train", "test"):
+            rows = (json.dumps({"question": question, "answer": answer}) for question, answer in asked)
+            (laid / f"{split}.jsonl").write_text("\n".join(rows))
+        with (Path(folder) / "train.jsonl").open("w") as file:
+            for number in range(1_000_000):
+                question, answer = base[number % len(base)] if number % 1000 else asked[number // 1000]
+                file.write(json.dumps({"prompt": question, "response": f"{answer}, {number}"}) + "\n")
+        done = subprocess.run(
+            [sys.executable, "-c", SCAN, folder], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+    seconds, gib = map(float, done.stdout.split())
+    return seconds, gib
+
+
+def contamination_1m_s() -> float:
+    """Seconds to search a million training rows for a benchmark's questions."""
+    return _million_rows()[0]
+
+
+def contamination_1m_gib() -> float:
+    """Memory that this takes at its peak."""
+    return _million_rows()[1]
+
+
 BENCHMARKS: tuple[tuple[Callable[[], float | None], str, float], ...] = (
     (help_s, "s", 0.6),
     (own_ms_per_trial, "ms", 100.0),
     (journal_10k_load_s, "s", 1.0),
     (docker_job_ratio, "ratio", 1.3),
+    (contamination_1m_s, "s", 120.0),
+    (contamination_1m_gib, "GiB", 2.0),
 )
 
-if __name__ == "__main__":
+
+def main(names: list[str]) -> None:
+    """Print the figures of these names; all of them where there is none."""
+    from tests import calibration
+
     for measure, unit, goal in BENCHMARKS:
-        if (value := measure()) is not None:
-            line = {"name": measure.__name__, "value": round(value, 3), "unit": unit, "goal": goal}
-            print(json.dumps(line), flush=True)
+        if (not names or measure.__name__ in names) and (value := measure()) is not None:
+            _print(measure.__name__, value, unit, goal)
+    for simulate, goal in calibration.FIGURES.items():
+        if not names or simulate.__name__ in names:
+            found = simulate()
+            _print(simulate.__name__, found.value, "share", goal, worst=found.worst, naive=round(found.naive, 3))
+
+
+def _print(name: str, value: float, unit: str, goal: float, **more: str | float) -> None:
+    print(json.dumps({"name": name, "value": round(value, 4), "unit": unit, "goal": goal, **more}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -8,6 +8,7 @@ from typing import Any
 from agent.records import (
     Checkpoint,
     Comparison,
+    Contamination,
     Failure,
     FailureKind,
     FileRef,
@@ -126,6 +127,20 @@ def make_failed(number: int, kind: FailureKind = "train:oom", reason: str = "", 
     )
 
 
+def make_identity(**fields: Any) -> Identity:
+    """The study of the demo; `fields` replace any field of the record."""
+    values: dict[str, Any] = {
+        "dataset": "demo/reverse",
+        "dataset_fingerprint": "d" * 64,
+        "model": "demo/tiny",
+        "model_fingerprint": "e" * 64,
+        "benchmarks": ("demo/reverse",),
+        "limit": 150,
+        "generation": {"temperature": 0.0, "max_new_tokens": 32},
+    }
+    return Identity(**(values | fields))
+
+
 def make_report(**fields: Any) -> StudyReport:
     """A study of six trials that found a winner (trial 4) and opened its test split once."""
     trials = (
@@ -141,15 +156,7 @@ def make_report(**fields: Any) -> StudyReport:
     values: dict[str, Any] = {
         "study": "demo-reverse-3f2a",
         "directory": "/ws/studies/demo-reverse-3f2a",
-        "identity": Identity(
-            dataset="demo/reverse",
-            dataset_fingerprint="d" * 64,
-            model="demo/tiny",
-            model_fingerprint="e" * 64,
-            benchmarks=("demo/reverse",),
-            limit=150,
-            generation={"temperature": 0.0, "max_new_tokens": 32},
-        ),
+        "identity": make_identity(),
         "base": (make_score(0.013),),
         "trials": trials,
         "best": 4,
@@ -163,5 +170,6 @@ def make_report(**fields: Any) -> StudyReport:
         "usage": Usage(),
         "active_seconds": 552.0,
         "ending": "6 of 6 trials are done",
+        "contamination": Contamination(key="c", rows=2012, found={"demo/reverse": 12}, flagged=12, action="removed"),
     }
     return StudyReport(**(values | fields))

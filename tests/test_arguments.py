@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -225,3 +226,20 @@ def test_the_real_parser_agrees(environments: Environments) -> None:
     verdicts = json.loads(stdout.splitlines()[-1])
     for train, verdict in zip(recipes, verdicts, strict=True):
         assert bool(problems(train, CPU)) == bool(verdict), (train, verdict)
+
+
+def test_another_version_is_checked_by_its_own_arguments() -> None:
+    """The keys and choices of an update (FT_UPDATE_LLAMA_FACTORY), handed down; the pinned ones stay what they are."""
+    pinned = arguments.schema()
+    newer = {name: argument for name, argument in pinned.items() if name not in ("use_dora", "weight_decay")}
+    newer["optim"] = msgspec.structs.replace(newer["optim"], choices=())
+    newer["learning_rate"] = msgspec.structs.replace(newer["learning_rate"], types=("str",))
+    assert problems({"use_dora": True}, CPU) == []
+    assert problems({"use_dora": True}, CPU, newer)[0].startswith("'use_dora': LLaMA-Factory has no such key")
+    assert nearest("weight_decy") == "weight_decay"
+    assert nearest("weight_decy", newer) != "weight_decay", "not a key that this version lacks"
+    assert canonical({"learning_rate": "1e-3"}) == {"learning_rate": 1e-3}
+    assert canonical({"learning_rate": "1e-3"}, newer) == {"learning_rate": "1e-3"}
+    declared = msgspec.structs.replace(newer["lora_target"], choices=("all", "q_proj"))
+    assert problems({"lora_target": "k_proj"}, CPU, {**newer, "lora_target": declared})
+    assert problems({"lora_target": "k_proj"}, CPU, newer) == []

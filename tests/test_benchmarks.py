@@ -40,14 +40,20 @@ def one(name: str, root: Path, fetch: Callable[[str], Path] = no_fetch) -> Bench
 
 def test_gsm8k_laid_by_hand_needs_no_download(tmp_path: Path) -> None:
     found = one("gsm8k", lay_gsm8k(tmp_path))
-    assert (found.name, found.metric, found.filter, found.fewshots) == (
-        "gsm8k",
-        "exact_match",
-        "flexible-extract",
-        (0, 5),
-    )
-    assert (len(found.halves.search), len(found.halves.test), len(found.shots)) == (5, 4, 6)
+    assert (found.name, found.engine, found.fewshots, found.verdicts) == ("gsm8k", "opencompass", (0, 4), ())
+    assert found.task["modules"] == {"0": "gsm8k.gsm8k_0shot_gen_a58960", "4": "gsm8k.gsm8k_gen_1d7fe4"}
+    assert (len(found.halves.search), len(found.halves.test)) == (5, 4)
+    assert not found.shots, "the config has its examples in the prompt"
     assert all(item.row["question"].startswith("test") for item in found.halves.search + found.halves.test)
+
+
+def test_gsm8k_by_lm_eval_has_the_same_questions_under_a_name_that_a_mount_can_bear(tmp_path: Path) -> None:
+    found, other = resolve(["lm_eval:gsm8k", "gsm8k"], lay_gsm8k(tmp_path), no_fetch)
+    assert (found.name, found.engine, found.task) == ("lm_eval-gsm8k", "lm_eval", {"shipped": "gsm8k/gsm8k.yaml"})
+    assert (found.metric, found.filter, found.fewshots) == ("exact_match", "flexible-extract", (0, 5))
+    assert len(found.shots) == 6
+    assert found.halves == other.halves
+    assert found.fingerprint != other.fingerprint
 
 
 def test_gsm8k_is_downloaded_where_it_is_missing_and_parquet_is_read(tmp_path: Path) -> None:
@@ -67,7 +73,7 @@ def test_gsm8k_is_downloaded_where_it_is_missing_and_parquet_is_read(tmp_path: P
         (tmp_path / "snapshot/README.md").write_text("the test set")
         return tmp_path / "snapshot"
 
-    found = one("gsm8k", tmp_path, fetch)
+    found = one("lm_eval:gsm8k", tmp_path, fetch)
     assert asked == ["openai/gsm8k"]
     assert {item.row["question"][:9] for item in found.halves.search} == {"main test"}
     assert {row["question"][:10] for row in found.shots} == {"main train"}
@@ -76,7 +82,7 @@ def test_gsm8k_is_downloaded_where_it_is_missing_and_parquet_is_read(tmp_path: P
     lines = [json.loads(line) for line in (laid / "test.jsonl").read_text().splitlines()]
     assert lines == questions(9, "main test")
     shutil.rmtree(tmp_path / "snapshot")
-    assert one("gsm8k", tmp_path, no_fetch) == found
+    assert one("lm_eval:gsm8k", tmp_path, no_fetch) == found
 
 
 def test_what_is_laid_by_hand_is_never_overwritten_and_an_incomplete_download_is_refused(tmp_path: Path) -> None:
@@ -84,9 +90,9 @@ def test_what_is_laid_by_hand_is_never_overwritten_and_an_incomplete_download_is
     write(tmp_path / "hub/test.jsonl", questions(7, "theirs"))
     before = mine.read_bytes()
     with pytest.raises(UsageError, match="no file of the train split"):
-        one("gsm8k", tmp_path, lambda _: tmp_path / "hub")
+        one("lm_eval:gsm8k", tmp_path, lambda _: tmp_path / "hub")
     write(tmp_path / "hub/train.jsonl", questions(3, "theirs"))
-    found = one("gsm8k", tmp_path, lambda _: tmp_path / "hub")
+    found = one("lm_eval:gsm8k", tmp_path, lambda _: tmp_path / "hub")
     assert mine.read_bytes() == before
     assert {item.row["question"][:4] for item in found.halves.search} == {"mine"}
     assert len(found.shots) == 3
@@ -96,7 +102,7 @@ def test_a_download_that_is_no_benchmark_leaves_no_file(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / f"hub/{split}.jsonl", [*questions(2), {"question": 7}])
     with pytest.raises(UsageError, match="row 3"):
-        one("gsm8k", tmp_path, lambda _: tmp_path / "hub")
+        one("lm_eval:gsm8k", tmp_path, lambda _: tmp_path / "hub")
     assert not (tmp_path / "benchmarks").exists()
 
 
@@ -127,11 +133,103 @@ def test_the_demo_brings_its_own_benchmark(tmp_path: Path) -> None:
         one("reverse", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["aime25", "aime24", "mmlu", "math"])
-def test_names_that_need_opencompass_say_what_is_available(tmp_path: Path, name: str) -> None:
+HUB: dict[str, tuple[str, str, dict[str, object], dict[str, object]]] = {
+    "aime25": (
+        "opencompass/AIME2025",
+        "aime2025-I.jsonl",
+        {"question": "How many?", "answer": "070"},
+        {"question": "How many?", "answer": "070"},
+    ),
+    "aime24": (
+        "HuggingFaceH4/aime_2024",
+        "data/train-00000-of-00001.jsonl",
+        {"id": 60, "problem": "How many?", "solution": "so", "answer": 204},
+        {"question": "How many?", "answer": "204"},
+    ),
+    "math": (
+        "HuggingFaceH4/MATH-500",
+        "test.jsonl",
+        {"problem": "How many?", "solution": "so", "answer": "\\frac{1}{2}", "subject": "Algebra", "level": 2},
+        {"question": "How many?", "answer": "\\frac{1}{2}", "category": "Algebra"},
+    ),
+    "mmlu": (
+        "cais/mmlu",
+        "all/test-00000-of-00001.jsonl",
+        {"question": "How many?", "subject": "anatomy", "choices": ["1", "2", "3", "4"], "answer": 2},
+        {"question": "How many?", **dict(zip("ABCD", "1234", strict=True)), "answer": "C", "category": "anatomy"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(HUB))
+def test_what_the_hub_has_is_laid_in_one_form(tmp_path: Path, name: str) -> None:
+    dataset, file, theirs, ours = HUB[name]
+    question = next(key for key in ("problem", "question") if key in theirs)
+    write(tmp_path / "hub" / file, [{**theirs, question: f"{theirs[question]} {i}"} for i in range(8)])
+    write(tmp_path / "hub" / file.replace("test", "dev"), [{**theirs, question: f"e {i}"} for i in range(8)]) if (
+        name == "mmlu"
+    ) else None
+    asked = []
+
+    def fetch(wanted: str) -> Path:
+        asked.append(wanted)
+        return tmp_path / "hub"
+
+    found = one(name, tmp_path, fetch)
+    assert asked == [dataset]
+    laid = [json.loads(line) for line in (tmp_path / f"benchmarks/{name}/test.jsonl").read_text().splitlines()]
+    assert laid == [{**ours, "question": f"How many? {i}"} for i in range(8)]
+    assert (found.engine, len(found.halves.search), len(found.halves.test)) == ("opencompass", 4, 4)
+    assert found.verdicts == (("A", "B") if name == "aime25" else ())
+    assert len(found.shots) == (8 if name == "mmlu" else 0)
+    assert one(name, tmp_path, no_fetch) == found
+
+
+def test_subjects_are_halved_one_by_one(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"question": f"{subject} {i}", "answer": "1", "category": subject}
+        for subject, count in (("algebra", 7), ("geometry", 5), ("topology", 2))
+        for i in range(count)
+    ]
+    write(tmp_path / "benchmarks/math/test.jsonl", rows)
+    halves = one("math", tmp_path).halves
+    counts = [
+        [sum(item.row["category"] == subject for item in half) for subject in ("algebra", "geometry", "topology")]
+        for half in (halves.search, halves.test)
+    ]
+    assert counts == [[4, 2, 1], [3, 3, 1]], "the odd ones do not all go to the same half"
+    assert [item.id for item in halves.search] == sorted(item.id for item in halves.search)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"question": "q", "answer": "1"}\n{"question": "q2", "ans', "line 2: not JSON"),
+        ("", "0 distinct question"),
+        ('{"question": "q", "answer": "1"}\n', "1 distinct question"),
+        ('{"question": "q", "answer": "1"}\n' * 2, "1 distinct question"),
+        ('{"question": "q", "answer": 204}\n', "'answer' must be a text"),
+    ],
+)
+def test_half_a_download_and_too_few_questions_are_named(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "benchmarks/aime24/test.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
     with pytest.raises(UsageError) as error:
+        one("aime24", tmp_path)
+    assert words in str(error.value)
+    assert "aime24" in error.value.message
+
+
+def test_a_limit_larger_than_the_set_takes_all_of_it(tmp_path: Path) -> None:
+    halves = one("gsm8k", lay_gsm8k(tmp_path)).halves
+    assert halves.take("search", 1000) == halves.search
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_what_would_run_the_model_s_code_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="running code that the model wrote") as error:
         one(name, tmp_path)
-    assert "needs OpenCompass" in error.value.message
     assert "gsm8k" in error.value.hint
     assert "reverse" not in error.value.hint, "it belongs to the demo data set"
 
@@ -145,8 +243,8 @@ def test_unknown_names_get_the_nearest_and_the_list(tmp_path: Path) -> None:
 
 
 def test_a_bad_name_is_found_before_anything_is_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="aime25 needs OpenCompass"):
-        resolve(["gsm8k", "aime25"], tmp_path, no_fetch)
+    with pytest.raises(UsageError, match="unknown benchmark 'aime23'; did you mean aime2"):
+        resolve(["gsm8k", "aime23"], tmp_path, no_fetch)
 
 
 def test_a_benchmark_named_twice_is_refused(tmp_path: Path) -> None:
@@ -161,6 +259,46 @@ def test_fingerprint_follows_content_and_nothing_else(tmp_path: Path) -> None:
     changed[4]["answer"] = "#### 5"
     write(tmp_path / "b/benchmarks/gsm8k/test.jsonl", changed)
     assert one("gsm8k", tmp_path / "b").fingerprint != first
+
+
+# Any config of OpenCompass, any task of lm-eval
+
+
+def test_an_opencompass_config_takes_its_data_as_opencompass_has_it(tmp_path: Path) -> None:
+    name = "opencompass:aime2024.aime2024_llmjudge_gen_5e9f4f"
+    directory = tmp_path / "benchmarks/opencompass/aime2024.aime2024_llmjudge_gen_5e9f4f"
+    with pytest.raises(UsageError, match="found none") as error:
+        one(name, tmp_path)
+    assert str(directory) in error.value.message
+    write(directory / "data/aime.jsonl", [{"origin_prompt": f"q{i}", "gold_answer": str(i)} for i in range(9)])
+    found = one(name, tmp_path)
+    assert (found.name, found.engine) == ("opencompass-aime2024.aime2024_llmjudge_gen_5e9f4f", "opencompass")
+    assert found.verdicts == ("A", "B")
+    assert found.task["questions"] == "data/aime.jsonl"
+    assert len(found.halves.search) == 5
+    (directory / "data/more.txt").write_text("x")
+    assert one(name, tmp_path).fingerprint != found.fingerprint, "another file that the job may read"
+    write(directory / "data/others.jsonl", questions(3))
+    with pytest.raises(UsageError, match="wanted one file of questions"):
+        one(name, tmp_path)
+
+
+def test_an_lm_eval_task_takes_rows_as_its_prompt_reads_them(tmp_path: Path) -> None:
+    directory = tmp_path / "benchmarks/lm_eval/arc/easy"
+    write(directory / "test.jsonl", questions(9))
+    write(directory / "train.jsonl", questions(4, "train"))
+    found = one("lm_eval:arc/easy", tmp_path)
+    assert (found.name, found.engine, found.task) == ("lm_eval-arc-easy", "lm_eval", {"shipped": "arc/easy.yaml"})
+    assert (found.metric, found.filter, found.fewshots) == ("", "", (0,)), "the task's first"
+    assert (len(found.halves.search), len(found.shots)) == (5, 4)
+    write(tmp_path / "benchmarks/lm_eval/drop/test.jsonl", questions(4))
+    assert one("lm_eval:drop", tmp_path).task == {"shipped": "drop/drop.yaml"}
+
+
+@pytest.mark.parametrize("name", ["opencompass:", "opencompass:../x", "lm_eval:a//b", "lm_eval:/etc/x", "lm_eval:a b"])
+def test_a_name_behind_a_prefix_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="no name of a"):
+        one(name, tmp_path)
 
 
 # Task YAMLs of the user's own
@@ -195,6 +333,7 @@ def lay_task(directory: Path, text: str = TASK) -> Path:
 def test_a_task_yaml_is_read_without_running_its_functions(tmp_path: Path) -> None:
     path = lay_task(tmp_path)
     found = one(str(path), tmp_path)
+    assert found.engine == "lm_eval"
     assert (found.name, found.metric, found.filter, found.fewshots) == ("capitals", "exact_match", "first-line", (0,))
     assert found.task == {"file": str(path)}
     assert found.sources == (path, tmp_path / "helpers.py")

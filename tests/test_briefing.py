@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.briefing import allowed_keys, study_brief
@@ -13,7 +14,7 @@ from agent.llm import ChatModel, Endpoint
 from agent.propose.writer import StudyBrief, Writer, canonical
 from agent.records import History, Recipe, Value
 from scenarios.finetune import training
-from scenarios.finetune.arguments import problems
+from scenarios.finetune.arguments import problems, schema
 from scenarios.finetune.data import Prepared
 from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan
@@ -86,3 +87,12 @@ def test_the_model_is_told_one_default_a_key_and_what_each_method_changes(
     for key in training.defaults(Recipe(train={}), plan):
         assert "default " not in lines[key].partition(")")[0], "the harness's own default holds"
     assert "default 8 " in lines["lora_rank"]
+
+
+def test_only_keys_of_the_version_that_trains_are_offered() -> None:
+    newer = {name: argument for name, argument in schema().items() if name != "use_dora"}
+    newer["lora_rank"] = msgspec.structs.replace(newer["lora_rank"], default=9)
+    offered = {key.name: key.default for key in allowed_keys(newer)}
+    assert "use_dora" not in offered
+    assert offered["lora_rank"] == 9
+    assert {key.name: key.default for key in allowed_keys()} == {**offered, "use_dora": False, "lora_rank": 8}

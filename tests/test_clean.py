@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.clean import HOUR, Wanted, clean
+from agent.errors import StudyError
 from agent.journal import Journal
 from agent.loop import run_call
 from agent.removal import Item, Remover
@@ -228,6 +229,30 @@ def test_a_finished_studys_weights_go_and_everything_else_stays(settings: Settin
     assert (settings.file_path / "output" / "toy" / "weights").read_text() == "0.9"
     again = search(settings, 0.5, 0.9, 0.2, loop_n=1)
     assert [trial.verdict for trial in Journal(again.journal).state.trials] == ["better", "better", "worse"]
+
+
+def test_a_published_winner_whose_checkpoint_went_stays_as_it_is(settings: Settings) -> None:
+    """Whatever its user did to the recipe beside it; there is nothing left to copy it from."""
+    paths = search(settings, 0.9, loop_n=1)
+    cleaned(settings, CHECKPOINTS)
+    assert not paths.weights(1, "train").exists()
+    recipe = settings.file_path / "output" / "toy" / "recipe.yaml"
+    recipe.write_text("mine now\n")
+    search(settings, 0.9, 0.2, loop_n=1)
+    assert recipe.read_text() == "mine now\n"
+    assert (recipe.parent / "weights").read_text() == "0.9"
+
+
+def test_a_winner_that_is_nowhere_any_more_is_told(settings: Settings) -> None:
+    paths = search(settings, 0.9, loop_n=1)
+    cleaned(settings, CHECKPOINTS)
+    shutil.rmtree(settings.file_path / "output" / "toy")
+    with pytest.raises(StudyError, match=r"trial 1's weights are neither in .*/toy any more") as stopped:
+        search(settings, 0.9, 0.2, loop_n=1)
+    assert str(paths.root) in stopped.value.hint
+    state = Journal(paths.journal).state
+    assert [trial.verdict for trial in state.trials] == ["better", "worse"], "what was done is recorded"
+    assert "neither in" in (state.calls[-1].ended or "")
 
 
 def test_an_unfinished_studys_best_and_the_trial_in_hand_stay(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from agent.errors import MachineError, UsageError
 from agent.resources import resource
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
-from scenarios import Progress
+from scenarios import Progress, Stop
 from scenarios.finetune.demo import BENCHMARK_FILE, DEMO, TRAIN_FILE, make_data, make_model
 from scenarios.finetune.files import MARKER
 
@@ -36,7 +36,7 @@ class RealBench:
     name: str = "demo-model"
     jobs: list[Job] = field(default_factory=list)
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         self.jobs.append(job)
         done = subprocess.run(
             [self.python, *job.argv[1:]],
@@ -178,7 +178,7 @@ def test_the_model_of_the_call_that_was_first_stays(tmp_path: Path, outdated: bo
     first: list[int] = []
 
     class Overtaken(RealBench):
-        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+        def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
             make_model(RealBench(tmp_path / "fast", python=str(stand_in)), target)
             first.append((target / "model.safetensors").stat().st_ino)
             return super().run(job, progress)
@@ -195,7 +195,7 @@ def test_models_made_by_many_calls_at_once_do_not_destroy_each_other(tmp_path: P
     target, start = tmp_path / "models" / "tiny", threading.Barrier(4)
 
     class AllAtOnce(RealBench):
-        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+        def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
             outcome = super().run(job, progress)
             start.wait()
             return outcome

@@ -32,3 +32,49 @@ def test_a_base_url_that_is_none_is_refused_here_already(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="FT_CHAT_API_BASE") as caught:
         proposer(tmp_path, FT_CHAT_API_BASE="https://user:a-secret@[host/v1")
     assert "a-secret" not in str(caught.value)
+
+
+def data_set(tmp_path: Path, *argv: str) -> list[tuple[str, str]]:
+    """The lines on the data of a data set `lab/mine` that lies in the workspace, or at a path."""
+    settings = load(
+        {"columns": parse(["--dataset", "x", *argv]).columns},
+        None,
+        {"FT_FILE_PATH": str(tmp_path), "FT_BENCHMARK_DATASETS": '["gsm8k"]'},
+        tmp_path,
+    )
+    lines = list(dry_run.rows(parse(["--dataset", "lab/mine", *argv]), settings))
+    return lines[: [name for name, _ in lines].index("model")]
+
+
+def test_data_on_disk_are_read_and_nothing_is_written(tmp_path: Path) -> None:
+    mine = tmp_path / "datasets" / "lab" / "mine"
+    mine.mkdir(parents=True)
+    rows = ['{"question": "1+1?", "answer": "2"}'] * 3 + ['{"question": "", "answer": "nothing"}']
+    (mine / "train.jsonl").write_text("\n".join(rows))
+    (mine / "test.jsonl").write_text(rows[0])
+    before = sorted(tmp_path.rglob("*"))
+    lines = data_set(tmp_path)
+    assert lines[0] == ("data set", f"lab/mine, on disk in {mine}")
+    assert lines[1] == ("rows", "3, read as question/answer (prompt=question,response=answer); 1 empty row dropped")
+    assert "test.jsonl" in lines[2][1]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_columns_that_are_not_recognised_are_refused_before_a_night_is_planned(tmp_path: Path) -> None:
+    mine = tmp_path / "datasets" / "lab" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "train.jsonl").write_text('{"a": "1+1?", "b": "2"}\n')
+    with pytest.raises(UsageError, match=r"train\.jsonl") as caught:
+        data_set(tmp_path)
+    assert "--columns" in caught.value.hint
+    assert data_set(tmp_path, "--columns", "prompt=a,response=b")[1] == (
+        "rows",
+        "1, read as columns (prompt=a,response=b)",
+    )
+    (mine / "train.jsonl").write_text('{"question": " ", "answer": "2"}\n')
+    with pytest.raises(UsageError, match="all 1 rows have an empty prompt or response"):
+        data_set(tmp_path, "--columns", "prompt=question,response=answer")
+
+
+def test_data_that_are_not_there_are_said_to_be_downloaded(tmp_path: Path) -> None:
+    assert data_set(tmp_path) == [("data set", "lab/mine, downloaded from the Hugging Face hub")]

@@ -59,13 +59,44 @@ def test_it_is_built_once_with_progress_and_overlay(tmp_path: Path, recipes: Pat
     assert said == []
 
 
+@pytest.mark.parametrize(("cuda", "installed"), [("'12.8'", True), ("None", False)])
+def test_packages_for_gpus_come_with_a_cuda_build_of_torch_alone(
+    tmp_path: Path, recipes: Path, cuda: str, installed: bool
+) -> None:
+    """As in docker/train/Dockerfile; a stub plays torch, as no test machine has both builds."""
+    make_wheel(tmp_path / "wheels", "torch", f"class version:\n    cuda = {cuda}\n")
+    make_wheel(tmp_path / "wheels", "zero", "")
+    (recipes / "requirements.torch").write_text("torch==1.0\ntorchlike==1.0\n")
+    (recipes / "train" / "requirements.gpu").write_text("zero==1.0\n")
+    said: list[str] = []
+    environments = Environments(tmp_path / "root", recipes)
+    environments.ready("train", said.append)
+    found = run(
+        environments.python("train"), "import importlib.util; print(importlib.util.find_spec('zero') is not None)"
+    )
+    assert found == str(installed)
+    assert any("packages for GPUs" in line for line in said) == installed
+
+
+def test_a_torch_that_does_not_start_is_a_broken_build(tmp_path: Path, recipes: Path) -> None:
+    make_wheel(tmp_path / "wheels", "torch", "raise ImportError('libcudart.so.12: cannot open shared object file')")
+    (recipes / "requirements.torch").write_text("torch==1.0\ntorchlike==1.0\n")
+    (recipes / "train" / "requirements.gpu").write_text("")
+    environments = Environments(tmp_path / "root", recipes)
+    with pytest.raises(MachineError, match="libcudart"):
+        environments.ready("train", print)
+    assert not list((tmp_path / "root").rglob(".complete"))
+
+
 def test_another_lock_or_overlay_is_another_environment(tmp_path: Path, recipes: Path) -> None:
     environments = Environments(tmp_path / "root", recipes)
     seen = {environments.python("train")}
-    for file in ("requirements.torch", "train/requirements.lock", "train/overlay/audio.py"):
+    (recipes / "train" / "requirements.gpu").write_text("zero==1.0\n")
+    assert environments.python("train") not in seen
+    for file in ("requirements.torch", "train/requirements.lock", "train/requirements.gpu", "train/overlay/audio.py"):
         (recipes / file).write_text((recipes / file).read_text() + "\n# changed\n")
         seen.add(environments.python("train"))
-    assert len(seen) == 4
+    assert len(seen) == 5
     (recipes / "train" / "program.py").write_text("programs are mounted, not installed")
     assert environments.python("train") in seen
 

@@ -28,7 +28,6 @@ from agent.records import (
     Comparison,
     Failure,
     FileRef,
-    Identity,
     Loss,
     MiniRun,
     Proposal,
@@ -39,17 +38,10 @@ from agent.records import (
     Verdict,
 )
 from agent.study import allowance
+from tests.records_factory import make_identity
 
 ROOT = Path(__file__).resolve().parent.parent
-IDENTITY = Identity(
-    dataset="demo/reverse",
-    dataset_fingerprint="d",
-    model="tiny",
-    model_fingerprint="m",
-    benchmarks=("reverse",),
-    limit=None,
-    generation={},
-)
+IDENTITY = make_identity()
 
 
 def opened() -> list[Event]:

@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.run import Job, Mount
-from agent.run.lock import Limits, container_arguments, visible_gpus, weaknesses
+from agent.run.gpus import environment_of_jobs, visible_gpus
+from agent.run.lock import Limits, container_arguments, weaknesses
 
 GOLDEN = Path(__file__).parent / "golden"
 JOB = Job(
@@ -55,6 +57,21 @@ def test_the_container_is_exactly_this(name: str, engine: dict[str, Any], more: 
     assert text == path.read_text(encoding="utf-8")
 
 
+def test_a_job_below_root_gets_a_way_in() -> None:
+    """Images keep /root to root; what a root caller has there is mounted behind a directory that others may enter."""
+    below = msgspec.structs.replace(JOB, mounts=(Mount("/root/lab/models/tiny"), Mount("/root/lab/s", writable=True)))
+    made = container_arguments(below, "i", user="1000:1000", owner="o", engine=CPU, limits=LIMITS)["mounts"]
+    assert [(mount["Type"], mount["Target"]) for mount in made] == [
+        ("volume", "/root"),
+        ("bind", "/root/lab/models/tiny"),
+        ("bind", "/root/lab/s"),
+    ]
+    assert made[0]["VolumeOptions"] == {"NoCopy": True}
+    other = msgspec.structs.replace(JOB, mounts=(Mount("/rooted/lab"),))
+    made = container_arguments(other, "i", user="1000:1000", owner="o", engine=CPU, limits=LIMITS)["mounts"]
+    assert [mount["Type"] for mount in made] == ["bind"]
+
+
 def test_without_a_gpu_runtime_only_ft_gpus_asks_for_one() -> None:
     assert arguments(CPU, visible="0,1")["device_requests"] == []
     assert arguments(CPU, gpus="0")["device_requests"], "the engine says what is missing"
@@ -75,6 +92,18 @@ def test_without_a_gpu_runtime_only_ft_gpus_asks_for_one() -> None:
 )
 def test_which_gpus_jobs_see(gpus: str | None, visible: str | None, expected: tuple[str, ...] | None) -> None:
     assert visible_gpus(gpus, visible) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        (None, {"CUDA_VISIBLE_DEVICES": "2,0", "LANG": "C"}),
+        ("none", {"CUDA_VISIBLE_DEVICES": "", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "LANG": "C"}),
+        ("1,3", {"CUDA_VISIBLE_DEVICES": "1,3", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "LANG": "C"}),
+    ],
+)
+def test_ft_gpus_outranks_what_the_caller_sees(gpus: str | None, expected: dict[str, str]) -> None:
+    assert environment_of_jobs({"CUDA_VISIBLE_DEVICES": "2,0", "LANG": "C"}, gpus) == expected
 
 
 def test_limits_never_exceed_the_machine() -> None:

@@ -28,6 +28,7 @@ def test_a_private_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=str(weights)) as caught:
         hand_over(job(Mount(str(tmp_path / "model"))), NOBODY, NOBODY)
     assert f"chmod -R a+rX {tmp_path / 'model'}" in caught.value.hint
+    assert "FT_FILE_PATH" in caught.value.hint
     weights.chmod(0o644)
     assert unreadable(str(tmp_path / "model"), NOBODY, NOBODY) is None
 

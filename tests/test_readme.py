@@ -86,3 +86,12 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
     codes = {cls.exit_code for cls in vars(errors).values() if isinstance(cls, type) and hasattr(cls, "exit_code")}
     table = README[README.index("## Exit codes") :]
     assert all(f"| {code} |" in table for code in (0, 130, *codes))
+
+
+def test_what_the_page_on_gpus_names_is_there() -> None:
+    text = (ROOT / "docs/gpu.md").read_text()
+    assert "docs/gpu.md" in README
+    named = set(re.findall(r"`((?:agent|docker|tests)/[^`\s]+)`", text))
+    assert len(named) >= 8
+    missing = [name for name in named if not list(ROOT.glob(name))]
+    assert not missing

@@ -23,11 +23,11 @@ from agent.records import Checkpoint, FileRef, Score
 from agent.run import EnvironmentName, Job, Outcome, Say
 from agent.run.environments import Environments
 from agent.run.local import LocalRunner
-from scenarios import Progress
+from scenarios import Progress, Stop
 from scenarios.finetune import scoring
 from scenarios.finetune.benchmarks import Benchmark, resolve
+from scenarios.finetune.results import wilson
 from scenarios.finetune.score_cache import load_questions
-from scenarios.finetune.scoring import wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -44,12 +44,13 @@ class StageBench:
     said: list[str] = field(default_factory=list)
     seen: list[tuple[float, str]] = field(default_factory=list)
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         self.jobs.append(job)
 
-        def watch() -> None:
+        def watch() -> str | None:
             if progress and (now := progress()):
                 self.seen.append(now)
+            return stop() if stop else None
 
         outcome = self.runner.run(job, watch)
         watch()
@@ -384,7 +385,7 @@ def test_a_job_past_its_time_is_a_finding_that_names_the_setting(tmp_path: Path)
 
 def test_a_lost_job_is_the_machines_fault(tmp_path: Path) -> None:
     class Gone(StageBench):
-        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+        def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
             return Outcome(kind="lost", code=None, seconds=1.0, log=job.log, tail="", reason="engine went away")
 
     bench = make_bench(tmp_path)
@@ -488,7 +489,7 @@ def test_real_gsm8k_few_shot_and_a_local_task(real_bench: StageBench, real_model
         "dataset_kwargs: {data_files: {test: benchmarks/gsm8k/test.jsonl}}\n"
         "doc_to_target: '{{answer}}'\ngeneration_kwargs: {until: ['.'], max_gen_toks: 4}\n"
     )
-    gsm8k, sums = resolve(["gsm8k", str(tmp_path / "sums.yaml")], tmp_path, no_fetch)
+    gsm8k, sums = resolve(["lm_eval:gsm8k", str(tmp_path / "sums.yaml")], tmp_path, no_fetch)
     few = ask(real_bench, tmp_path, gsm8k, model=real_models / "base", fewshot=5, timeout=300.0)
     assert (few.n, few.mean, few.settings["fewshot"], few.settings["filter"]) == (2, 0.0, 5, "flexible-extract")
     local = ask(real_bench, tmp_path, sums, model=real_models / "base", timeout=300.0)

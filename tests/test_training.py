@@ -20,11 +20,12 @@ from agent.records import Loss, MiniRun, Recipe, Value
 from agent.run import Job, Outcome
 from agent.run.environments import Environments
 from agent.run.logs import out_of_memory, tail
-from scenarios import Progress
+from scenarios import Progress, Stop
 from scenarios.finetune import outputs
 from scenarios.finetune.arguments import problems, schema
 from scenarios.finetune.data import Prepared, recognise, write
 from scenarios.finetune.models import ModelInfo, inspect, weights_hash
+from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.training import TrainingPlan, config, deepspeed, job, mini_run, shape, threads_for, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +70,7 @@ class Here:
     def say(self, message: str) -> None:
         raise AssertionError(f"nothing is to be said here: {message}")
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         self.jobs.append(job)
         path = f"{self._binaries}{os.pathsep}{os.environ['PATH']}"
         start = time.monotonic()
@@ -207,7 +208,7 @@ def test_the_harness_has_the_last_word_even_over_a_recipe_that_was_never_checked
     hostile: dict[str, Value] = {"output_dir": "/etc", "report_to": "wandb", "trust_remote_code": True, "seed": 1}
     with pytest.raises(ValueError, match="may not be set"):
         config(Recipe(train=hostile), PLAN, Path("/x/model"), mini=False)
-    monkeypatch.setattr("scenarios.finetune.training.canonical", dict)
+    monkeypatch.setattr("scenarios.finetune.training.canonical", lambda train, known: dict(train))
     settings = config(Recipe(train=hostile, seed=5), PLAN, Path("/x/model"), mini=False)
     owned = {key: settings[key] for key in hostile}
     assert owned == {"output_dir": "/x/model", "report_to": "none", "trust_remote_code": False, "seed": 5}
@@ -370,7 +371,7 @@ def test_what_no_recipe_can_cause_is_an_error(
 
 def test_a_lost_job_is_an_error(tmp_path: Path, plan: TrainingPlan) -> None:
     class Lost(Here):
-        def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+        def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
             return Outcome(kind="lost", code=None, seconds=1.0, log=job.log, tail="", reason="the engine went away")
 
     with pytest.raises(MachineError, match="the engine went away"):
@@ -578,3 +579,16 @@ def test_real_conversations_train(real: tuple[TrainingPlan, Path], tmp_path: Pat
     prepared = write(recognise(tmp_path / "in.jsonl"), tmp_path / "data")
     found = mini_run(Here(tmp_path / "s", binaries), Recipe(train={}), msgspec.structs.replace(plan, data=prepared), [])
     assert found.steps == 3
+
+
+def test_a_training_is_checked_by_the_arguments_of_the_version_that_trains() -> None:
+    newer = {name: argument for name, argument in schema().items() if name != "use_dora"}
+    recipe = Recipe(train={"use_dora": True})
+    assert config(recipe, PLAN, Path("/x/model"), mini=False)["use_dora"] is True
+    updated = msgspec.structs.replace(PLAN, arguments=newer)
+    with pytest.raises(ValueError, match="no such key"):
+        config(recipe, updated, Path("/x/model"), mini=False)
+    scenario = FineTune(plan=updated, benchmarks=(), limit=None, timeout=1.0, cache=Path("/x"), weights="w")
+    assert "no such key" in scenario.problems(recipe)[0]
+    with pytest.raises(TrialFailed, match="no such key"):
+        scenario.check(recipe)

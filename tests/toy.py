@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import msgspec
 
-from agent import accept
+from agent import accept, verdicts
 from agent.budget import Budget
 from agent.errors import TrialFailed
 from agent.journal import Journal, StudyOpened
@@ -36,7 +36,6 @@ from agent.records import (
     Comparison,
     FileRef,
     History,
-    Identity,
     MiniRun,
     Proposal,
     Question,
@@ -53,17 +52,10 @@ from agent.space import Float, Parameter, Space
 from agent.store import StudyPaths, locked
 from agent.study import Lab, Study, allowance
 from scenarios import Bench
+from tests.records_factory import make_identity
 
 QUESTIONS = 100
-IDENTITY = Identity(
-    dataset="toy",
-    dataset_fingerprint="d",
-    model="coin",
-    model_fingerprint="m",
-    benchmarks=("coins",),
-    limit=None,
-    generation={},
-)
+IDENTITY = make_identity(dataset="toy", model="coin", benchmarks=("coins",), limit=None, generation={})
 
 
 class ThisPython:
@@ -97,11 +89,13 @@ class Instant:
 class Toy:
     """`seconds`: how long a training sleeps; `bench_seconds`: how long a scoring says that it took.
 
+    `sampled`: a best is scored afresh, and turns out a little worse.
     Recipes: {"skill": 0..1, "fail": kind}.
     """
 
     seconds: float = 0.0
     bench_seconds: float = 0.0
+    sampled: bool = False
 
     def problems(self, recipe: Recipe) -> list[str]:
         return [] if 0 <= float(str(recipe.train["skill"])) <= 1 else ["skill: must lie in [0, 1]"]
@@ -142,23 +136,26 @@ class Toy:
     def baseline(self, bench: Bench) -> Scores:
         return self._score(bench, 0.1, "search")
 
-    def score(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
+    def score(self, bench: Bench, checkpoint: Checkpoint, incumbent: Sequence[Score], number: int) -> Scores:
         return self._score(bench, float((Path(checkpoint.path) / "weights").read_text()), "search")
 
-    def compare(self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str) -> Comparison:
-        pairs = [
-            accept.Paired(benchmark=new.benchmark, candidate=_answers(new), best=_answers(old))
-            for new, old in zip(candidate, incumbent, strict=True)
-        ]
-        return accept.compare(pairs, against=against)
+    def rescore(self, bench: Bench, checkpoint: Checkpoint) -> Scores:
+        skill = float((Path(checkpoint.path) / "weights").read_text())
+        return self._score(bench, skill - 0.05, "search")  # it was lucky the first time
+
+    def compare(
+        self, candidate: Sequence[Score], incumbent: Sequence[Score], against: str, number: int | None = None
+    ) -> Comparison:
+        return verdicts.compare(candidate, incumbent, against, number, _answers)
 
     def open_seal(self, bench: Bench, checkpoint: Checkpoint, base: Sequence[Score]) -> Sealed:
         winner = self._score(bench, float((Path(checkpoint.path) / "weights").read_text()), "test").scores
         floor = self._score(bench, 0.1, "test").scores
         return Sealed(winner=winner, base=floor, comparison=self.compare(winner, floor, "base"))
 
-    def ceiling(self, incumbent: Sequence[Score]) -> str | None:
-        return None if accept.can_improve([_answers(score) for score in incumbent]) else "all solved"
+    def ceiling(self, incumbent: Sequence[Score], number: int) -> str | None:
+        answers = [_answers(score) for score in incumbent]
+        return None if accept.can_improve(answers, alpha=accept.level(number)) else "all solved"
 
     def _score(self, bench: Bench, skill: float, split: Split) -> Scores:
         questions = [

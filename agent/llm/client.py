@@ -10,8 +10,10 @@ writes prose, cut-off JSON or a refusal     the Reply has no data; its `problem`
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +86,7 @@ class _Completion(msgspec.Struct):
 
 
 class ChatModel:
-    """One model at one endpoint.
+    """One model at one endpoint, asked one thing at a time.
 
     Args:
         timeout: Seconds for one request, from the first byte sent to the last byte read.
@@ -117,9 +119,19 @@ class ChatModel:
         self._say = say
         self._form = _Form(endpoint.urls())
         self._clients: dict[str, OpenAI] = {}
+        self._sockets: list[socket.socket] = []
+        self._done = threading.Event()  # of the request under way
+        self._abandoned = False
 
-    def complete(self, messages: Sequence[Message], schema: dict[str, Any] | None = None) -> Reply:
+    def complete(
+        self,
+        messages: Sequence[Message],
+        schema: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Reply:
         """Ask once; with `schema`, the reply's data is a JSON object (which the caller still has to validate).
+
+        `options` are further fields of the request, as `max_tokens`.
 
         Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over. These, and
             KeyboardInterrupt too, carry in `usage` what all attempts consumed.
@@ -128,7 +140,7 @@ class ChatModel:
         usage, failures, timeouts = Usage(), 0, 0
         try:
             while True:
-                answer = self._send(form, messages, schema)
+                answer = self._send(form, self._request(form, messages, schema, options or {}))
                 usage += self._consumed(answer)
                 match self._judge(answer, form, wants_data=schema is not None):
                     case Reply() as reply:
@@ -147,48 +159,75 @@ class ChatModel:
             charge(error, usage)
             raise
 
-    def _send(self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None) -> _Answer | _Lost:
+    def abandon(self) -> None:
+        """End the request under way, from another thread, and send no more: `complete` raises BudgetEnded."""
+        self._abandoned = True
+        self._done.set()
+
+    def _send(self, form: _Form, request: dict[str, Any]) -> _Answer | _Lost:
         """One HTTP request, in a thread of its own: no socket timeout ends a reply that drips in byte by byte."""
+        done = self._done = threading.Event()
         left = self._left()
-        if left is not None and left <= 0:
+        if self._abandoned or (left is not None and left <= 0):
             raise BudgetEnded("the call's time is over")
         seconds = self._timeout if left is None else min(self._timeout, left)
         client = self._client(form.urls[0])
-        request = self._request(form, messages, schema)
         results: list[_Answer | _Lost | Exception] = []
-        abandoned = threading.Event()
-        thread = threading.Thread(
-            target=lambda: results.append(_exchange(client, request, seconds, abandoned)), daemon=True, name="llm"
-        )
-        thread.start()
+
+        def exchange() -> None:
+            results.append(_exchange(client, request, seconds))
+            done.set()
+
+        threading.Thread(target=exchange, daemon=True, name="llm").start()
         try:
-            thread.join(seconds)
+            done.wait(seconds)
         finally:
-            if not results:
-                abandoned.set()
-                self._clients.pop(form.urls[0]).close()
-        result = results[0] if results else _Lost(f"no complete answer within {seconds:.4g} s", timed_out=True)
+            result = results[0] if results else None
+            if result is None:
+                self._hang_up(form.urls[0])
         if isinstance(result, Exception):
             raise result
-        return result
+        return result or _Lost(f"no complete answer within {seconds:.4g} s", timed_out=True)
+
+    def _hang_up(self, url: str) -> None:
+        """Wake the thread that waits for the endpoint, which closing its connection alone does not."""
+        for open_socket in self._sockets:
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(socket.SHUT_RDWR)
+        self._sockets.clear()
+        self._clients.pop(url).close()
 
     def _client(self, url: str) -> OpenAI:
         if url not in self._clients:
             import openai
 
             # A proxy for the world outside must not stand before this machine's own servers.
-            http = openai.DefaultHttpxClient(trust_env=False) if self.endpoint.local else None
+            http = openai.DefaultHttpxClient(
+                trust_env=not self.endpoint.local, event_hooks={"request": [self._note_sockets]}
+            )
             key = self.endpoint.key.reveal() if self.endpoint.key else "none"
             self._clients[url] = openai.OpenAI(api_key=key, base_url=url, max_retries=0, http_client=http)
         return self._clients[url]
 
-    def _request(self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None) -> dict[str, Any]:
+    def _note_sockets(self, request: Any) -> None:
+        """Have the transport tell which sockets it opens for this request (its `trace` extension)."""
+
+        def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                self._sockets.append(info["return_value"].get_extra_info("socket"))
+
+        request.extensions["trace"] = trace
+
+    def _request(
+        self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": [{**message, "content": self.endpoint.redact(message["content"])} for message in messages],
         }
-        if form.temperature:
-            request["temperature"] = self._temperature
+        request |= {"temperature": self._temperature, **options}
+        if not form.temperature:
+            del request["temperature"]
         if form.modes[0] == "json_schema":
             described = {"name": "reply", "schema": schema, "strict": False}
             request["response_format"] = {"type": "json_schema", "json_schema": described}
@@ -225,7 +264,9 @@ class ChatModel:
         passing = answer.status in (408, 409, 425, 429) or answer.status >= 500
         if passing and "insufficient_quota" not in said:
             return _Again(f"{answer.status} {said}", after=_retry_after(answer.headers))
-        return self._refusal(answer.status, said, misplaced=misplaced)
+        refusal = self._refusal(answer.status, said, misplaced=misplaced)
+        refusal.status = answer.status
+        return refusal
 
     def _reply(self, body: bytes, wants_data: bool) -> Reply | None:
         """The reply in a chat completion; None if it is none."""
@@ -233,9 +274,11 @@ class ChatModel:
             choice = msgspec.json.decode(body, type=_Completion).choices[0]
         except (*_UNREADABLE, IndexError):
             return None
-        text = self.endpoint.redact(without_thinking(plain_text(choice.message.content)))
+        content = self.endpoint.redact(plain_text(choice.message.content))
+        text = without_thinking(content)
         if not wants_data:
-            return Reply(text=text, data=None, usage=Usage())
+            finished = choice.finish_reason != "length"
+            return Reply(text=text, data=None, usage=Usage(), content=content, finished=finished)
         problem = ""
         try:
             return Reply(text=text, data=self._redacted(find_object(text)), usage=Usage())
@@ -290,9 +333,7 @@ class ChatModel:
         self._sleep(seconds if left is None else max(0.0, min(seconds, left)))
 
 
-def _exchange(
-    client: OpenAI, request: dict[str, Any], seconds: float, abandoned: threading.Event
-) -> _Answer | _Lost | Exception:
+def _exchange(client: OpenAI, request: dict[str, Any], seconds: float) -> _Answer | _Lost | Exception:
     """Send and read to the end; exceptions are returned, because this runs in a thread."""
     import openai
 
@@ -302,7 +343,7 @@ def _exchange(
             body = bytearray()
             for chunk in response.iter_bytes():
                 body += chunk
-                if len(body) > MAX_BODY or abandoned.is_set():
+                if len(body) > MAX_BODY:
                     return _Lost(f"the answer is longer than {MAX_BODY:,} bytes")
             return _Answer(response.status_code, dict(response.headers), bytes(body))
     except openai.APIStatusError as error:

@@ -66,10 +66,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     settings: str = "FT_CHAT"
 
     @staticmethod
-    def of(configured: Configured) -> Endpoint:
+    def of(configured: Configured, settings: str = "FT_CHAT") -> Endpoint:
         """The endpoint that the settings name; UsageError if its base URL is none."""
         key = Secret(configured.api_key) if configured.api_key else None
-        endpoint = Endpoint(model=configured.model, base_url=configured.base_url, key=key)
+        endpoint = Endpoint(model=configured.model, base_url=configured.base_url, key=key, settings=settings)
         endpoint.urls()
         return endpoint
 
@@ -114,11 +114,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointError(MachineError):
-    """The endpoint cannot be used; `usage` is what was consumed before that was known."""
+    """The endpoint cannot be used.
+
+    `usage` is what was consumed before that was known; `status` is the HTTP status of a refusal that asking again
+    cannot change, None where the endpoint failed otherwise.
+    """
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.usage = Usage()
+        self.status: int | None = None
 
 
 def charge(error: BaseException, usage: Usage) -> None:

@@ -22,12 +22,16 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         data: The JSON object in it, where a schema was asked for and one was found.
         usage: Of all attempts that this reply needed.
         problem: Why there is no data, in one line; empty where nothing is wrong.
+        content: The whole content, the `<think>` part included; only where no data was asked for.
+        finished: False where it was cut off at the endpoint's length limit; only where no data was asked for.
     """
 
     text: str
     data: dict[str, Any] | None
     usage: Usage
     problem: str = ""
+    content: str = ""
+    finished: bool = True
 
 
 def plain_text(content: str | list[Any] | None) -> str:

@@ -10,7 +10,8 @@ from agent.records import Comparison, History, Proposal, Score, Trial, Value
 
 TAIL = 1_200  # characters of a failed job's log, in full detail
 RECIPE = 1_500  # characters of a recipe
-PROSE = 300  # characters of a hypothesis, a reason or a lesson
+PROSE = 300  # characters of a hypothesis, a reason, a lesson or a wrong answer
+MISTAKES = 3  # wrong answers shown of each benchmark
 
 Defaults = Callable[[Mapping[str, Value]], Mapping[str, Value]]
 """What holds where a recipe's keys say nothing; it depends on the keys that they set."""
@@ -29,7 +30,21 @@ def best_text(history: History) -> str:
     if best is None:
         return "the base model, still unbeaten"
     recipe = clip(recipe_text(best.proposal.recipe.train), RECIPE) if best.proposal else "unknown"
-    return f"trial {best.number}: {scores_text(best.scores)}, with {recipe}"
+    return f"trial {best.number}: {scores_text(history.incumbent[1])}, with {recipe}"
+
+
+def mistakes_text(history: History) -> str:
+    """Some questions of the search split that the best model got wrong, a bounded line each."""
+    return "\n".join(
+        f"{score.benchmark}: {_quoted(wrong.question)} -> {_quoted(wrong.response)}, "
+        + ("no answer found in it" if wrong.extracted is None else f"taken as {_quoted(wrong.extracted)}")
+        for score in history.incumbent[1]
+        for wrong in score.mistakes[:MISTAKES]
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(one_line(text, PROSE), ensure_ascii=False)
 
 
 def recipe_text(train: Mapping[str, Value]) -> str:
@@ -75,12 +90,15 @@ def trials_text(history: History, defaults: Defaults, limit: int) -> str:
 
 def _score(score: Score) -> str:
     unscored = f", {score.unscored} unscored" if score.unscored else ""
-    return f"{score.benchmark} {score.mean:.3f} ± {score.stderr:.3f} (n={score.n}{unscored})"
+    unformatted = f", {score.unformatted} without an answer" if score.unformatted else ""
+    return f"{score.benchmark} {score.mean:.3f} ± {score.stderr:.3f} (n={score.n}{unformatted}{unscored})"
 
 
 def _comparison(comparison: Comparison) -> str:
     interval = f"[{comparison.low:+.3f}, {comparison.high:+.3f}]"
-    return f"{comparison.verdict}: {comparison.difference:+.3f} {interval} against {comparison.against}"
+    asked, planned = comparison.asked, comparison.planned
+    dropped = "" if asked is None else f", dropped after {asked} of {planned} questions"
+    return f"{comparison.verdict}: {comparison.difference:+.3f} {interval} against {comparison.against}{dropped}"
 
 
 def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults: Defaults) -> str:

@@ -15,7 +15,7 @@ from agent.errors import MachineError, TrialFailed
 from agent.llm import ChatModel, EndpointError, Message, Reply, charge
 from agent.prompts import clip, one_line, printable, render
 from agent.propose import Check
-from agent.propose.digest import Defaults, best_text, in_effect, pending_text, scores_text, trials_text
+from agent.propose.digest import Defaults, best_text, in_effect, mistakes_text, pending_text, scores_text, trials_text
 from agent.records import History, Proposal, Recipe, Scalar, Usage, Value
 
 HISTORY = 24_000  # characters of the prompt for the finished trials
@@ -92,6 +92,11 @@ class _Draft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent: int | None = None
 
 
+def author(model: ChatModel) -> str:
+    """Who is named as the author of a model's proposals."""
+    return f"llm:{model.endpoint.model}"
+
+
 class Writer:
     """Implements `agent.propose.Proposer` with a chat model.
 
@@ -122,7 +127,7 @@ class Writer:
     @property
     def name(self) -> str:
         """The author of its proposals."""
-        return f"llm:{self._model.endpoint.model}"
+        return author(self._model)
 
     def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
         """The next proposal; raises ProposalFailed after too many unusable replies, EndpointError, BudgetEnded.
@@ -163,6 +168,7 @@ class Writer:
             "propose_user",
             base=scores_text(history.base),
             best=best_text(history),
+            mistakes=mistakes_text(history),
             budget=brief.budget(),
             trials=trials_text(history, brief.defaults, HISTORY),
             pending=clip(pending_text(pending), HISTORY // 4),

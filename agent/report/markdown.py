@@ -69,13 +69,25 @@ def _head(report: StudyReport) -> str:
         ("Base model", f"{words.markdown(identity.model)} (fingerprint `{identity.model_fingerprint[:12]}`)"),
         ("Benchmarks", f"{words.markdown(', '.join(identity.benchmarks))}, {limit}"),
         ("Generation", words.markdown(generation, 400) or "each benchmark's own settings"),
-        ("Base score", "<br>".join(_score(score, several=len(report.base) > 1) for score in report.base) or "not yet"),
+        ("Contamination", words.markdown(words.contamination(report.contamination), 600)),
+        ("Base score", "<br>".join(_base(report)) or "not yet"),
         ("Trials", _tally(report)),
         ("Proposer", words.markdown(words.usage(report.usage))),
         ("Ended", words.markdown(report.ending)),
         ("Directory", _code(report.directory)),
     ]
     return f"# Study {words.markdown(report.study)}\n\n" + _table(("Asked", ""), rows)
+
+
+def _base(report: StudyReport) -> Iterator[str]:
+    """The base's scores to beat; where it was scored at several settings, each with its setting."""
+    several = len(report.base) > 1
+    for score in report.base:
+        others = [other for other in report.others if other.benchmark == score.benchmark]
+        told = _score(score, several=several)
+        yield f"{told}, {words.setting(score)}, the one to beat" if others else told
+        for other in others:
+            yield f"{_score(other, several=several)}, {words.setting(other)}"
 
 
 def _tally(report: StudyReport) -> str:
@@ -219,6 +231,13 @@ def _method(report: StudyReport) -> str:
         alphas = sorted({comparison.alpha for comparison in compared})
         level = f"{alphas[0]:g}" if len(alphas) == 1 else f"{alphas[0]:g} to {alphas[-1]:g}"
         lines.append(f"- One-sided level of each comparison: {level}. {words.detectable(report.trials)}")
+    if saved := words.saved(report.trials):
+        lines.append(f"- Racing: {saved}. Being dropped early can never make a candidate better.")
+    if report.others:
+        lines.append(
+            "- The base is asked zero-shot and with examples, candidates zero-shot. What examples alone gain is mostly "
+            "the form of an answer; only what goes beyond the better of the two counts as learned."
+        )
     for score in report.base:
         made = ", ".join(f"{name} {value}" for name, value in sorted(score.settings.items()))
         lines.append(f"- {words.markdown(score.benchmark, 40)}: {words.markdown(made, 600) or 'default settings'}")

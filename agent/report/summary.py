@@ -83,7 +83,12 @@ def _table(report: StudyReport) -> Table:
     table.add_column("time", no_wrap=True, justify="right")
     if report.base:
         seconds = sum(score.seconds for score in report.base)
-        table.add_row("", "the base model", words.mean(report.base), "the one to beat", words.duration(seconds))
+        name = f"the base model, {words.setting(report.base[0])}" if report.others else "the base model"
+        table.add_row("", name, words.mean(report.base), "the one to beat", words.duration(seconds))
+    for other in report.others:
+        benchmark = f"{words.clean(other.benchmark, 40)}, " if len(report.base) > 1 else ""
+        name = f"the base model, {benchmark}{words.setting(other)}"
+        table.add_row("", Text(name), words.mean([other]), "", words.duration(other.seconds))
     shown = _shown(report)
     hidden = len(report.trials) - len(shown)
     if hidden:
@@ -108,6 +113,7 @@ def _trial_row(table: Table, trial: Trial, *, winner: bool) -> None:
     if trial.comparison:
         decision = Text(words.relation(trial.comparison), style=style)
         detail = words.difference(trial.comparison)
+        reason = words.dropped(trial.comparison)
     else:
         decision = Text("failed", style=style)
         detail = words.FAILURES[trial.failure.kind] if trial.failure else ""
@@ -126,6 +132,12 @@ def _trial_row(table: Table, trial: Trial, *, winner: bool) -> None:
 def _facts(report: StudyReport, report_path: str | None) -> list[tuple[str, list[Text]]]:
     best = use.winner(report)
     facts = _won(report, best) if best else [("winner", _nobody(report))]
+    if report.contamination is not None and report.contamination.flagged:
+        removed = report.contamination.action == "removed"
+        found = Text(words.contamination(report.contamination), style="" if removed else "bold yellow")
+        facts.append(("data set", [found]))
+    if saved := words.saved(report.trials):
+        facts.append(("racing", [Text(saved)]))
     if report_path:
         facts.append(("report", [Text(report_path)]))
     facts.append(("proposer", [Text(words.usage(report.usage))]))

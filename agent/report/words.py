@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from agent.records import Comparison, Failure, Proposal, Score, Trial, Usage, Verdict
+from agent.records import Comparison, Contamination, Failure, Proposal, Score, Trial, Usage, Verdict
 
 ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor movements
@@ -101,20 +101,53 @@ def clock(seconds: float) -> str:
 
 
 def score(value: Score) -> str:
-    """ "0.873 ± 0.027 [0.81, 0.92] n=150"; unscored questions are named."""
+    """ "0.873 ± 0.027 [0.81, 0.92] n=150, 3 without an answer, 1 unscored"; marks are named as well."""
     digits = _digits(value.low, value.high)
-    unscored = f", {value.unscored} unscored" if value.unscored else ""
     interval = f"[{value.low:.{digits}f}, {value.high:.{digits}f}]"
-    return f"{value.mean:.3f} ± {value.stderr:.3f} {interval} n={value.n}{unscored}"
+    remarks = (
+        f"{value.samples} answers each" if value.samples > 1 else "",
+        f"{value.unformatted} without an answer" if value.unformatted else "",
+        f"{value.unscored} unscored" if value.unscored else "",
+        f"asked {value.asked} of {value.planned}" if value.asked is not None else "",
+        clean(value.marked),
+    )
+    return ", ".join([f"{value.mean:.3f} ± {value.stderr:.3f} {interval} n={value.n}", *filter(None, remarks)])
+
+
+def setting(value: Score) -> str:
+    """ "zero-shot", "5-shot"."""
+    shots = value.settings.get("fewshot", 0)
+    return f"{shots}-shot" if shots else "zero-shot"
+
+
+def saved(trials: Iterable[Trial]) -> str:
+    """ "53% of 450 questions saved: 2 of 3 candidates dropped early"; empty where none was."""
+    compared = [trial.comparison for trial in trials if trial.comparison]
+    dropped = [one for one in compared if one.asked is not None]
+    if not dropped:
+        return ""
+    planned = sum(one.planned or one.n for one in compared)
+    unasked = sum((one.planned or 0) - (one.asked or 0) for one in dropped)
+    return (
+        f"{unasked / planned:.0%} of {planned:,} questions saved: "
+        f"{len(dropped)} of {count(len(compared), 'candidate')} dropped early"
+    )
+
+
+def contamination(found: Contamination | None) -> str:
+    """ "12 of 7,473 rows hold questions of gsm8k: removed (FT_CONTAMINATION=remove)"."""
+    if found is None:
+        return "not checked"
+    return f"{found.summary}: {found.done}" if found.flagged else f"none of {found.rows:,} rows holds a question"
 
 
 def mean(scores: Sequence[Score]) -> str:
-    """ "0.873 ± 0.027": the mean over the benchmarks and its standard error."""
+    """ "0.873 ± 0.027": the mean over the benchmarks and its standard error; "!" behind it where one is marked."""
     if not scores:
         return "no score"
     middle = sum(s.mean for s in scores) / len(scores)
     error = math.sqrt(sum(s.stderr**2 for s in scores)) / len(scores)
-    return f"{middle:.3f} ± {error:.3f}"
+    return f"{middle:.3f} ± {error:.3f}" + ("!" if any(s.marked for s in scores) else "")
 
 
 def difference(comparison: Comparison) -> str:
@@ -142,13 +175,18 @@ def outcome(trial: Trial) -> str:
 def verdict(trial: Trial) -> str:
     """ "better than base", "tie with trial 3", "failed: out of memory in training"."""
     if trial.comparison:
-        return relation(trial.comparison)
+        return ", ".join(filter(None, [relation(trial.comparison), dropped(trial.comparison)]))
     return f"failed: {FAILURES[trial.failure.kind]}" if trial.failure else "failed"
 
 
 def relation(comparison: Comparison) -> str:
     """ "better than base"."""
     return f"{RELATIONS[comparison.verdict]} {clean(comparison.against, 30)}"
+
+
+def dropped(comparison: Comparison) -> str:
+    """ "dropped after 132 of 660 questions"; empty where all were asked."""
+    return "" if comparison.asked is None else f"dropped after {comparison.asked:,} of {comparison.planned:,} questions"
 
 
 def failure(value: Failure, limit: int = 200) -> str:
@@ -207,7 +245,7 @@ def usage(value: Usage) -> str:
 
 def detectable(trials: Iterable[Trial]) -> str:
     """What the search could have found; the least sensitive comparison counts."""
-    gaps = [(t.comparison.detectable, t.comparison.n) for t in trials if t.comparison]
+    gaps = [(t.comparison.detectable, t.comparison.planned or t.comparison.n) for t in trials if t.comparison]
     if not gaps:
         return "No candidate was compared with the base, so nothing can be said about what would have been found."
     gain, questions = max(gaps)

@@ -7,6 +7,7 @@ the job's mounts, at the paths that they have on the host.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import queue
 import re
@@ -15,11 +16,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from agent.errors import MachineError
 from agent.run import EnvironmentName, Job, Outcome, Say, Watch, logs, owner
-from agent.run.images import build, is_there, tag_of
+from agent.run.images import build, is_there, remove, tag_of
 from agent.run.lock import JOB_LABEL as JOB_LABEL
 from agent.run.lock import OWNER_LABEL as OWNER_LABEL
 from agent.run.lock import Limits, container_arguments, job_user, weaknesses
@@ -104,6 +105,7 @@ class DockerRunner:
         self._grace = grace
         self._limits = limits or Limits()
         self._gpus = gpus
+        self._update: str | None = None
         self._engine: Mapping[str, Any] | None = None
 
     def ready(self, environment: EnvironmentName, say: Say) -> None:
@@ -111,7 +113,7 @@ class DockerRunner:
         if environment in self._images:
             if not is_there(self._client, self._images[environment]):
                 raise MachineError(f"the image {self._images[environment]} is not there", "build or load it first")
-        elif not is_there(self._client, self._image(environment)):
+        elif not is_there(self._client, self.environment_image(environment)):
             build(self._client, environment, self._build_arguments, self._build_network, say)
 
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
@@ -149,8 +151,29 @@ class DockerRunner:
                 reaped.append(container["Labels"].get(JOB_LABEL, ""))
         return sorted(reaped)
 
-    def _image(self, environment: EnvironmentName) -> str:
+    @property
+    def client(self) -> DockerClient:
+        """The engine."""
+        return self._client
+
+    def environment_image(self, environment: EnvironmentName) -> str:
+        """The name of the image that `ready` sees to."""
         return self._images.get(environment) or tag_of(environment, self._build_arguments)
+
+    def with_update(self, image: str) -> DockerRunner:
+        """The same runner, but training jobs run in `image`, which was made from the training image."""
+        updated = copy.copy(self)
+        updated._update = image
+        return updated
+
+    def remove_images(self) -> int:
+        """Remove the images that its jobs run in, unless another container uses them; return the bytes freed."""
+        names = [self._update, *(self.environment_image(name) for name in get_args(EnvironmentName))]
+        with _engine_trouble_raised("remove its images"):
+            return remove(self._client, filter(None, names))
+
+    def _image(self, environment: EnvironmentName) -> str:
+        return (environment == "train" and self._update) or self.environment_image(environment)
 
     def _create(self, job: Job, name: str) -> Container:
         uid, gid = job_user()

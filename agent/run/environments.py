@@ -99,6 +99,9 @@ class Environments:
         step("torch", *pip, "--no-compile", "--constraint", requirements, "--requirement", torch)
         count = len(requirements.read_text().split())
         step(f"{count} locked packages", *pip, "--no-compile", "--no-deps", "--requirement", requirements)
+        for_gpus = self._recipes / name / "requirements.gpu"
+        if for_gpus.is_file() and _is_cuda_build(name, directory, log):
+            step("packages for GPUs", *pip, "--no-compile", "--no-deps", "--requirement", for_gpus)
         self._overlay(name, directory)
         (directory / ".complete").write_text("")
         say(f"{name} environment: ready after {_since(started)}")
@@ -122,8 +125,9 @@ class Environments:
 
     def _directory(self, name: EnvironmentName) -> Path:
         digest = hashlib.sha256(f"{platform.python_version()} {platform.machine()}".encode())
-        overlay = sorted(path for path in (self._recipes / name / "overlay").rglob("*.py"))
-        for path in (self._recipes / "requirements.torch", self._recipes / name / "requirements.lock", *overlay):
+        folder = self._recipes / name
+        own = (folder / "requirements.lock", *folder.glob("requirements.gpu"), *sorted(folder.glob("overlay/**/*.py")))
+        for path in (self._recipes / "requirements.torch", *own):
             digest.update(f"\0{path.relative_to(self._recipes)}\0".encode())
             digest.update(path.read_bytes())
         return self._root / f"{name}-{digest.hexdigest()[:12]}"
@@ -131,6 +135,16 @@ class Environments:
 
 def _complete(directory: Path) -> bool:
     return (directory / ".complete").is_file()
+
+
+def _is_cuda_build(name: str, directory: Path, log: Path) -> bool:
+    """Whether the environment's torch is one for NVIDIA GPUs, as docker/train/Dockerfile asks too."""
+    code = "import torch; print(torch.version.cuda is not None)"
+    done = subprocess.run([directory / "bin" / "python", "-c", code], capture_output=True, text=True, env={})
+    if done.returncode != 0:
+        log.write_text(done.stderr)
+        raise _failed(name, log)
+    return done.stdout.strip() == "True"
 
 
 def _since(started: float) -> str:
@@ -155,6 +169,7 @@ def _locked(path: Path, name: str, say: Say) -> Iterator[int]:
 def _run_step(name: str, argv: Sequence[str | Path], log: Path, lock: int, heartbeat: Callable[[], None]) -> None:
     """Run one step of a build. It inherits the lock, so that no other build starts beside it if we are killed."""
     environment = {key: value for key, value in os.environ.items() if _INHERITED.fullmatch(key)}
+    environment["DS_BUILD_OPS"] = "0"  # DeepSpeed's kernels are not compiled: training uses none of them
     with log.open("ab") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, pass_fds=[lock]
@@ -171,7 +186,11 @@ def _run_step(name: str, argv: Sequence[str | Path], log: Path, lock: int, heart
             process.wait()
             raise
     if code != 0:
-        raise MachineError(
-            f"building the {name} environment failed; {log} ends with\n{tail(log, lines=15)}",
-            "check the network and pip's configuration (PIP_INDEX_URL, PIP_FIND_LINKS, proxies), then run it again",
-        )
+        raise _failed(name, log)
+
+
+def _failed(name: str, log: Path) -> MachineError:
+    return MachineError(
+        f"building the {name} environment failed; {log} ends with\n{tail(log, lines=15)}",
+        "check the network and pip's configuration (PIP_INDEX_URL, PIP_FIND_LINKS, proxies), then run it again",
+    )

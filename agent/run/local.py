@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol
 
 from agent.errors import MachineError
 from agent.run import EnvironmentName, Job, Outcome, Say, Watch, logs, owner, supervisor
+from agent.run.gpus import environment_of_jobs
 from agent.run.outcomes import Clock, Stop
 
 _MARGIN = 10.0
@@ -131,9 +132,7 @@ class LocalRunner:
         home = Path(job.cwd) / ".home"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         inherited = {key: value for key, value in os.environ.items() if key in _INHERITED}
-        if self._gpus is not None:  # counted as nvidia-smi does, which is not CUDA's own order
-            visible = "" if self._gpus == "none" else self._gpus
-            inherited |= {"CUDA_VISIBLE_DEVICES": visible, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        inherited = environment_of_jobs(inherited, self._gpus)
         binaries = self._environments.python(job.environment).parent
         path = f"{binaries}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return {"LANG": "C.UTF-8"} | inherited | {"HOME": str(home), "PATH": path} | job.variables

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agent.run import Job
+from agent.run.gpus import visible_gpus
 
 if TYPE_CHECKING:
-    from docker.types import DeviceRequest
+    from docker.types import DeviceRequest, Mount
 
 OWNER_LABEL = "ftloop.owner"
 JOB_LABEL = "ftloop.job"
 HOME = "/home/ftloop"
+PRIVATE = "/root"
 UNPRIVILEGED = 1000
 """The uid and gid of a root caller's jobs."""
 RESERVE = 1 << 30
@@ -76,6 +79,7 @@ def container_arguments(
     memory = _memory(engine, limits)
     # A tmpfs may fill half of the limit, as on a machine of that size. exec: compiled GPU kernels are loaded from it.
     tmpfs = f"rw,exec,nosuid,nodev,mode=1777,size={memory // 2}" if memory else "rw,exec,nosuid,nodev,mode=1777"
+    binds = [Bind(mount.path, mount.path, type="bind", read_only=not mount.writable) for mount in job.mounts]
     largest_file = [Ulimit(name="fsize", soft=limits.disk, hard=limits.disk)] if limits.disk else []
     return {
         "image": image,
@@ -84,7 +88,7 @@ def container_arguments(
         "working_dir": job.cwd,
         "environment": variables | job.variables,
         "labels": {OWNER_LABEL: owner, JOB_LABEL: job.name} | {f"ftloop.{k}": v for k, v in job.labels.items()},
-        "mounts": [Bind(mount.path, mount.path, type="bind", read_only=not mount.writable) for mount in job.mounts],
+        "mounts": [*_way_in(job), *binds],
         "user": user,
         "network_mode": "none",
         "cap_drop": ["ALL"],
@@ -120,23 +124,17 @@ def gpu_requests(engine: Mapping[str, Any], gpus: str | None, visible: str | Non
     return [DeviceRequest(device_ids=list(chosen), capabilities=[["gpu"]])] if chosen else []
 
 
-def visible_gpus(gpus: str | None, visible: str | None) -> tuple[str, ...] | None:
-    """Indices or UUIDs of the GPUs that jobs may use; None for all.
+def _way_in(job: Job) -> list[Mount]:
+    """An empty volume at /root, which images keep closed to all but root, where a mount lies below it.
 
-    Args:
-        gpus: FT_GPUS: "none", or a list as nvidia-smi counts them.
-        visible: CUDA_VISIBLE_DEVICES: a list that ends at its first invalid entry, as CUDA reads it.
+    It belongs to root, so that a job can pass but not write there; it is removed with the container. (A tmpfs would
+    take over the mode of the directory below it.)
     """
-    if gpus is not None:
-        return () if gpus == "none" else tuple(gpus.split(","))
-    if visible is None:
-        return None
-    chosen: list[str] = []
-    for device in (entry.strip() for entry in visible.split(",")):
-        if not device or device.startswith("-") or device == "NoDevFiles":
-            break
-        chosen.append(device)
-    return tuple(chosen)
+    from docker.types import Mount
+
+    if not any(Path(PRIVATE) in Path(mount.path).parents for mount in job.mounts):
+        return []
+    return [Mount(PRIVATE, None, type="volume", no_copy=True)]
 
 
 def weaknesses(engine: Mapping[str, Any]) -> list[str]:

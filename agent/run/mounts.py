@@ -22,8 +22,18 @@ def hand_over(job: Job, uid: int, gid: int) -> None:
         elif not mount.writable and (closed := unreadable(mount.path, uid, gid)):
             raise MachineError(
                 f"{closed} cannot be read by the user {uid} that jobs run as",
-                f"let that user read it: chmod -R a+rX {mount.path}",
+                f"let that user read it (chmod -R a+rX {mount.path}), or keep it elsewhere (FT_FILE_PATH)",
             )
+
+
+def let_jobs_read() -> None:
+    """See to it that what a root caller's process makes from now on can be read by the user that its jobs run as.
+
+    Directories that are there already stay as closed as they are, and keep others out of all that lies below them: a
+    container gets what is mounted by the engine, which they do not stop.
+    """
+    if os.getuid() == 0:
+        os.umask(os.umask(0o077) & ~(stat.S_IRGRP | stat.S_IXGRP | stat.S_IROTH | stat.S_IXOTH))
 
 
 def unreadable(path: str, uid: int, gid: int) -> str | None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ _MISSING = re.compile(r"^llamafactory \S+ requires (\S+), which is not installed
 _CONFLICT = re.compile(r"^llamafactory \S+ has requirement (.+), but you have (.+)\.$", re.MULTILINE)
 _FETCH_PATIENCE = 300.0
 _JOB_PATIENCE = 300.0
+_NEEDED = frozenset(["stage", "output_dir", "model_name_or_path"])
 _STEP_LABEL = "ftloop.step"  # as in docker/train/update.Dockerfile
 
 
@@ -50,8 +52,8 @@ class Update(msgspec.Struct, frozen=True):
     arguments: bytes
 
 
-class _CannotUpdate(Exception):
-    """Why the installed version stays, in a few words."""
+class NotUpdated(Exception):
+    """Why there is no such image, in a few words for a person."""
 
 
 def newest(
@@ -59,27 +61,32 @@ def newest(
     environment_image: str,
     say: Say,
     *,
+    needed: Collection[str] = _NEEDED,
     url: str = URL,
     branch: str = "main",
     network: str | None = None,
     patience: float = 10.0,
-) -> Update | None:
-    """The training image with the newest commit of LLaMA-Factory; None, and one line said, where there is none to use.
+) -> Update:
+    """The training image with the newest commit of LLaMA-Factory.
 
     Args:
         client: The engine.
         environment_image: The training image that is there.
-        say: What became of it, and the build's progress.
+        say: The build's progress.
+        needed: Arguments without which it is of no use.
         url: The repository. branch: Whose newest commit is meant.
         network: Of the build, as for `images.build`.
         patience: Seconds in which the repository must answer.
+
+    Raises:
+        NotUpdated: It is out of reach, does not build, or is not satisfied by what the image has.
     """
-    try:
-        commit = _newest_commit(url, branch, patience)
-    except _CannotUpdate as why:
-        say(f"LLaMA-Factory is not updated: {why}; going on with the installed version")
-        return None
-    return at(client, environment_image, commit, say, url=url, network=network)
+    commit = _newest_commit(url, branch, patience)
+    update = at(client, environment_image, commit, say, url=url, network=network)
+    if missing := sorted(set(needed) - msgspec.json.decode(update.arguments, type=dict[str, Any]).keys()):
+        remove(client, [update.image])
+        raise NotUpdated(f"commit {commit[:12]} has no {', '.join(missing)} any more")
+    return update
 
 
 def at(
@@ -88,30 +95,35 @@ def at(
     commit: str,
     say: Say,
     *,
+    known: bytes | None = None,
     url: str = URL,
     network: str | None = None,
-) -> Update | None:
+) -> Update:
     """The training image with one commit of LLaMA-Factory, built unless it is there; else as `newest`.
 
-    A study that is continued calls this with the commit of its journal.
+    A study that is continued calls this with the commit of its journal, and with the arguments that it has of it:
+    they are believed where the image is still there.
     """
     image = image_of(environment_image, commit)
+    found = is_there(client, image)
+    if found and known is not None:
+        return Update(commit=commit, image=image, arguments=known)
     with tempfile.TemporaryDirectory(prefix="ftloop-update-") as scratch:
         try:
-            if not is_there(client, image):
+            if not found:
                 say(f"LLaMA-Factory: fetching commit {commit[:12]} of {url}")
                 source = _source(url, commit, Path(scratch))
                 _build(client, environment_image, image, commit, source, network, say)
             # The installed version's own unmet requirements are what the lock leaves out on purpose.
             problems = _unmet(client, image, Path(scratch)) - _unmet(client, environment_image, Path(scratch))
             if problems:
-                raise _CannotUpdate(f"commit {commit[:12]} needs {', '.join(sorted(problems))}")
+                raise NotUpdated(f"commit {commit[:12]} needs {', '.join(sorted(problems))}")
             return Update(commit=commit, image=image, arguments=_arguments(client, image, Path(scratch)))
-        except (_CannotUpdate, MachineError) as error:
-            remove(client, [image])
+        except (NotUpdated, MachineError) as error:
+            if not found:
+                remove(client, [image])
             why = error.message.splitlines()[0] if isinstance(error, MachineError) else error
-            say(f"LLaMA-Factory is not updated: {why}; going on with the installed version")
-            return None
+            raise NotUpdated(str(why)) from None
 
 
 def image_of(environment_image: str, commit: str) -> str:
@@ -128,7 +140,7 @@ def _newest_commit(url: str, branch: str, patience: float) -> str:
     listed = _git(["ls-remote", "--", url, f"refs/heads/{branch}"], patience, f"{url} cannot be reached")
     commit = listed.decode().partition("\t")[0].strip()
     if not _COMMIT.fullmatch(commit):
-        raise _CannotUpdate(f"{url} has no branch {branch}")
+        raise NotUpdated(f"{url} has no branch {branch}")
     return commit
 
 
@@ -158,18 +170,19 @@ def _git(argv: list[str], patience: float, failed: str) -> bytes:
             start_new_session=True,
         )
     except OSError as error:
-        raise _CannotUpdate(f"git cannot be run ({error.strerror})") from None
+        raise NotUpdated(f"git cannot be run ({error.strerror})") from None
     try:
         output, errors = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
-        raise _CannotUpdate(f"{failed} (no answer in {patience:.0f} s)") from None
+        raise NotUpdated(f"{failed} (no answer in {patience:.0f} s)") from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     if process.returncode != 0:
         said = errors.decode("utf-8", "replace").strip().splitlines() or [f"git ended with {process.returncode}"]
-        raise _CannotUpdate(f"{failed} ({said[-1].removeprefix('fatal: ')[:200]})")
+        why = next((line for line in said if line.startswith("fatal: ")), said[-1])
+        raise NotUpdated(f"{failed} ({why.removeprefix('fatal: ')[:200]})")
     return output
 
 
@@ -205,7 +218,7 @@ def _unmet(client: DockerClient, image: str, scratch: Path) -> set[str]:
     missing = {re.split(r"[\s;<>=!~\[(]", name)[0] for name in _MISSING.findall(said)}
     unmet = missing | {f"{wanted} (the lock has {has})" for wanted, has in _CONFLICT.findall(said)}
     if outcome.kind not in ("ok", "exit") or (outcome.kind == "exit" and " requires " not in said and not unmet):
-        raise _CannotUpdate(f"the requirements cannot be checked: {outcome.reason}")
+        raise NotUpdated(f"the requirements cannot be checked: {outcome.reason}")
     return unmet
 
 
@@ -214,14 +227,14 @@ def _arguments(client: DockerClient, image: str, scratch: Path) -> bytes:
     outcome = _run(client, image, scratch, "arguments", ("python", str(program), "arguments.json"), Mount(str(program)))
     if outcome.kind != "ok":
         said = outcome.tail.splitlines() or [outcome.reason]
-        raise _CannotUpdate(f"its arguments cannot be read: {said[-1][:200]}")
+        raise NotUpdated(f"its arguments cannot be read: {said[-1][:200]}")
     found = (scratch / "arguments" / "arguments.json").read_bytes()
     try:
         known = msgspec.json.decode(found, type=dict[str, dict[str, Any]])
     except msgspec.DecodeError as error:
-        raise _CannotUpdate(f"its arguments cannot be read: {error}") from None
-    if not known.keys() >= {"stage", "output_dir", "model_name_or_path"}:
-        raise _CannotUpdate("its arguments are not those of LLaMA-Factory any more")
+        raise NotUpdated(f"its arguments cannot be read: {error}") from None
+    if not known.keys() >= _NEEDED:
+        raise NotUpdated("its arguments are not those of LLaMA-Factory any more")
     return found
 
 

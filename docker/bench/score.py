@@ -3,12 +3,14 @@
     python score.py request.json
 
 The request (see `Request`) names the model, the lm-eval task, the questions and the directory for the answers, which
-receives `result.json` and `questions.jsonl`, `progress` while it runs, and `error.txt` with one reason where it fails
-(exit code 1). It imports nothing of ftloop: it runs where only this folder is mounted.
+receives `result.json` and `questions.jsonl`; while it runs, `progress` and block by block `answers.jsonl`, so that
+whoever waits can end a race early; and `error.txt` with one reason where it fails (exit code 1). It imports nothing of
+ftloop: it runs where only this folder is mounted.
 
 lm-eval's own defaults are not used where they cost the score its meaning or seconds: the rows reach the task as they
 are (its JSON reader turns strings that look like dates into dates), its index of 10,000 tasks is not read, and no
-environment report is made (it runs `pip list`). Decoding is greedy whatever the model's generation_config.json says.
+environment report is made (it runs `pip list`). Decoding is greedy, or plain sampling at the request's temperature,
+whatever the model's generation_config.json says.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 SEED = 1234
-"""Of the few-shot choice; decoding is greedy."""
+"""Of the few-shot choice."""
+NOTHING_FOUND = ("", "[invalid]")
+"""What lm-eval's filters give where they find no answer."""
 PACKAGES = ("lm_eval", "transformers", "torch", "peft", "tokenizers")
 MODEL_PARTS = {
     "config.json": ("config.json",),
@@ -53,9 +57,11 @@ class Request:
         task: {"shipped": path under lm_eval/tasks}, {"file": path of a YAML} or {"config": the task itself}.
         generation: Decoding settings that replace the task's own.
         questions: JSONL of {"id", "row"}. shots: JSONL of rows for few-shot examples.
-        metric, filter: Which of the task's numbers is the score, and after which of its filters.
+        metric, filter: Which of the task's numbers is the score, and after which of its filters; empty for the first.
         device, dtype: What to compute on and in, no other: "cpu" or "cuda"; a name of torch ("float32").
         output: Directory to write to.
+        samples: Answers a question. With more than one they are drawn at `temperature`, sample i with seed + i.
+        blocks: Questions answered when a block is done, the last being all; empty for one block.
     """
 
     model: str
@@ -71,20 +77,24 @@ class Request:
     written_by: str | None = None
     shots: str | None = None
     generation: dict[str, Any] = field(default_factory=dict)
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+    blocks: Sequence[int] = ()
 
 
 class Counter:
-    """Writes how many questions are answered into a small file; lm-eval calls it after each of them."""
+    """Writes how many questions are answered into a small file; lm-eval calls it after each answer."""
 
-    def __init__(self, file: Path, total: int) -> None:
-        self._file, self._total, self._answered, self._written = file, total, 0, 0.0
+    def __init__(self, file: Path, total: int, samples: int) -> None:
+        self._file, self._total, self._samples, self._answered, self._written = file, total, samples, 0, 0.0
 
     def add_partial(self, kind: str, request: Any, answer: str) -> None:
         """lm-eval's cache hook: one more answer is there."""
         self._answered += 1
         if time.monotonic() - self._written > 0.5:
             self._written = time.monotonic()
-            _write(self._file, f"{self._answered}/{self._total}")
+            _write(self._file, f"{self._answered // self._samples}/{self._total}")
 
 
 def main(path: str) -> int:
@@ -138,36 +148,50 @@ def answer(request: Request, questions: list[dict[str, Any]]) -> tuple[list[dict
     if request.device == "cuda" and not torch.cuda.is_available():
         raise CannotScore("No CUDA GPUs are available, and this score is to be made on one")
     model = load_model(request)
-    batch = batch_size(model.model.num_parameters(), request.device)
-    model.set_cache_hook(Counter(Path(request.output) / "progress", len(questions)))
-    while True:
-        model.batch_size_per_gpu = batch
-        task = load_task(request, [question["row"] for question in questions], model.max_length)
-        try:
-            samples = evaluate(model, task)
-            break
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-            torch.cuda.empty_cache()
-            batch //= 2
-            print(f"out of GPU memory: going on with batches of {batch}", flush=True)
-    prompts = {sample["doc_id"]: sample["arguments"][0][0] for sample in samples}
+    model.batch_size_per_gpu = batch_size(model.model.num_parameters(), request.device)
+    model.set_cache_hook(Counter(Path(request.output) / "progress", len(questions), request.samples))
+    task = load_task(request, [question["row"] for question in questions], model.max_length)
+    if len(task.eval_docs) != len(questions):
+        raise CannotScore(
+            f"{len(questions)} questions became {len(task.eval_docs)}; "
+            "a task's process_docs must keep each question, in order"
+        )
     generation = dict(task.config.generation_kwargs)
     room = model.max_length - generation["max_gen_toks"]
+    answers: list[dict[str, Any]] = []
+    truncated = 0
+    with (Path(request.output) / "answers.jsonl").open("a", encoding="utf-8") as file:
+        for end in request.blocks or [len(questions)]:
+            block = range(len(answers), end)
+            passes = [evaluate(model, task, block, request.seed + i) for i in range(request.samples)]
+            fresh = per_question(passes, block, questions, request)
+            file.writelines(json.dumps(one) + "\n" for one in fresh)
+            file.flush()
+            answers += fresh
+            used = chosen_numbers(request, passes[0])
+            prompts = {sample["doc_id"]: sample["arguments"][0][0] for sample in passes[0]}
+            truncated += sum(len(model.tok_encode(prompt)) > room for prompt in prompts.values())
     settings = {
         "fewshot": request.fewshot,
-        "metric": request.metric,
-        "filter": request.filter,
+        "metric": used.metric,
+        "filter": used.filter,
         "generation": generation,
+        "samples": request.samples,
+        "seed": request.seed if request.samples > 1 else None,
         "chat_template": _template_hash(model.tokenizer.chat_template),
-        "truncated": sum(len(model.tok_encode(prompt)) > room for prompt in prompts.values()),
+        "truncated": truncated,
         "device": model.device.type,
         "dtype": str(model.model.dtype).removeprefix("torch."),
-        "batch_size": batch,
+        "batch_size": model.batch_size_per_gpu,
         "versions": {package: version(package) for package in PACKAGES},
     }
-    return per_question(samples, questions, request), settings
+    return answers, settings
+
+
+def tokenizer_of(request: Request) -> str:
+    """Directory of the tokenizer: what a training left beside an adapter holds the chat template it trained with."""
+    beside = bool(request.adapter) and Path(str(request.adapter), "tokenizer_config.json").is_file()
+    return str(request.adapter) if beside else request.model
 
 
 def load_model(request: Request) -> Any:
@@ -177,6 +201,7 @@ def load_model(request: Request) -> Any:
 
     model = HFLM(
         pretrained=request.model,
+        tokenizer=tokenizer_of(request),
         peft=request.adapter,
         device=request.device,
         dtype=request.dtype,
@@ -185,6 +210,8 @@ def load_model(request: Request) -> Any:
     )
     if model.tokenizer.eos_token_id is None:
         raise CannotScore(f"the tokenizer of {request.model} has no end-of-sequence token")
+    if model.tokenizer.chat_template is not None:
+        model.add_bos_token = False  # the template has it, or the model was trained without; as OpenCompass does
     theirs = model.model.generation_config
     # A repetition penalty or sampling temperature in the checkpoint would make two models decode differently.
     model.model.generation_config = GenerationConfig(
@@ -215,6 +242,9 @@ def load_task(request: Request, rows: list[dict[str, Any]], context: int) -> Any
         shown = {**shown, "split": "shots"}
     generation = {**(config.get("generation_kwargs") or {}), **request.generation}
     longest = min(int(generation.get("max_gen_toks", 256)), context // ANSWER_SHARE)
+    decoding = {"do_sample": False, "temperature": 0.0}
+    if request.samples > 1:  # from the whole distribution: transformers would take the 50 likeliest tokens
+        decoding = {"do_sample": True, "temperature": request.temperature, "top_k": 0, "top_p": 1.0}
     config |= {
         "dataset_path": "json",
         "dataset_name": None,
@@ -226,58 +256,90 @@ def load_task(request: Request, rows: list[dict[str, Any]], context: int) -> Any
         "fewshot_split": "shots" if request.shots else None,
         "fewshot_config": shown if request.fewshot else None,
         "num_fewshot": request.fewshot,
-        "generation_kwargs": {**generation, "do_sample": False, "temperature": 0.0, "max_gen_toks": longest},
+        "generation_kwargs": {**generation, **decoding, "max_gen_toks": longest},
         "repeats": 1,
     }
     return next(iter(TaskManager(include_defaults=False).load([config])["tasks"].values()))
 
 
-def evaluate(model: Any, task: Any) -> list[dict[str, Any]]:
-    """lm-eval's samples: one for each question and filter."""
+def evaluate(model: Any, task: Any, block: range, seed: int) -> list[dict[str, Any]]:
+    """lm-eval's samples for a block of questions: one for each question and filter."""
     import lm_eval
+    import torch
 
-    task.set_fewshot_seed(seed=SEED)
-    result = lm_eval.evaluate(
-        lm=model,
-        task_dict={"tasks": {task.task_name: task}},
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=model.tokenizer.chat_template is not None,
-        fewshot_as_multiturn=True,
-    )
-    samples: list[dict[str, Any]] = result["samples"][task.task_name]
-    return samples
+    while True:
+        task.set_fewshot_seed(seed=SEED + block.start)
+        # Two blocks must not draw the same numbers, nor a sample of one block those of another sample.
+        torch.manual_seed(seed * 1_000_003 + block.start)
+        try:
+            result = lm_eval.evaluate(
+                lm=model,
+                task_dict={"tasks": {task.task_name: task}},
+                samples={task.task_name: list(block)},
+                bootstrap_iters=0,
+                log_samples=True,
+                apply_chat_template=model.tokenizer.chat_template is not None,
+                fewshot_as_multiturn=True,
+            )
+            samples: list[dict[str, Any]] = result["samples"][task.task_name]
+            return samples
+        except torch.OutOfMemoryError:
+            if model.batch_size_per_gpu == 1:
+                raise
+            torch.cuda.empty_cache()
+            model.batch_size_per_gpu //= 2
+            print(f"out of GPU memory: going on with batches of {model.batch_size_per_gpu}", flush=True)
 
 
 def per_question(
-    samples: list[dict[str, Any]], questions: list[dict[str, Any]], request: Request
+    passes: Sequence[list[dict[str, Any]]], block: range, questions: list[dict[str, Any]], request: Request
 ) -> list[dict[str, Any]]:
-    """One answer a question, in their order, or `CannotScore`."""
+    """One line a question of the block, in their order, or `CannotScore`."""
+    request = chosen_numbers(request, passes[0])
+    chosen = [_chosen(samples, block, request) for samples in passes]
+    answers = []
+    for index in block:
+        name = questions[index]["id"]
+        scores = [_score(samples[index], name, request) for samples in chosen]
+        extracted = [samples[index]["filtered_resps"][0] for samples in chosen]
+        first = extracted[0]
+        line = {
+            "id": name,
+            "score": math.fsum(scores) / len(scores),
+            "response": chosen[0][index]["resps"][0][0],
+            "extracted": first if isinstance(first, str) else json.dumps(first, ensure_ascii=False),
+            "formatted": any(_is_answer(one) for one in extracted),
+        }
+        answers.append(line | {"scores": scores} if len(scores) > 1 else line)
+    return answers
+
+
+def chosen_numbers(request: Request, samples: Sequence[dict[str, Any]]) -> Request:
+    """The request with the task's first metric and filter where it names none."""
+    first = samples[0]
+    return replace(request, metric=request.metric or first["metrics"][0], filter=request.filter or first["filter"])
+
+
+def _chosen(samples: list[dict[str, Any]], block: range, request: Request) -> dict[int, dict[str, Any]]:
     chosen = {sample["doc_id"]: sample for sample in samples if sample["filter"] == request.filter}
     if not chosen:
         raise CannotScore(f"the task has no filter {request.filter!r}, only {sorted({s['filter'] for s in samples})}")
-    if sorted(chosen) != list(range(len(questions))):
-        raise CannotScore(
-            f"{len(questions)} questions gave {len(chosen)} predictions; "
-            "a task's process_docs must keep each question, in order"
-        )
-    answers = []
-    for index, question in enumerate(questions):
-        sample = chosen[index]
-        if request.metric not in sample:
-            raise CannotScore(f"the task does not report {request.metric!r}, only {sample['metrics']}")
-        score, extracted = sample[request.metric], sample["filtered_resps"][0]
-        if not _is_score(score):
-            raise CannotScore(f"{request.metric} of question {question['id']} is {score!r}, not a number from 0 to 1")
-        answers.append(
-            {
-                "id": question["id"],
-                "score": float(score),
-                "response": sample["resps"][0][0],
-                "extracted": extracted if isinstance(extracted, str) else json.dumps(extracted, ensure_ascii=False),
-            }
-        )
-    return answers
+    if sorted(chosen) != list(block):
+        raise CannotScore(f"{len(block)} questions gave {len(chosen)} predictions")
+    return chosen
+
+
+def _score(sample: dict[str, Any], question: str, request: Request) -> float:
+    if request.metric not in sample:
+        raise CannotScore(f"the task does not report {request.metric!r}, only {sample['metrics']}")
+    score = sample[request.metric]
+    if not _is_score(score):
+        raise CannotScore(f"{request.metric} of question {question} is {score!r}, not a number from 0 to 1")
+    return float(score)
+
+
+def _is_answer(extracted: Any) -> bool:
+    return extracted is not None and str(extracted).strip() not in NOTHING_FOUND
 
 
 def batch_size(parameters: int, device: str) -> int:

@@ -1,7 +1,8 @@
-"""Checks a recipe's keys against the pinned LLaMA-Factory's own arguments, on the host, without torch.
+"""Checks a recipe's keys against LLaMA-Factory's own arguments, on the host, without torch.
 
 LLaMA-Factory finds an unknown key after ten seconds, and lets wrong types and choices pass: `train_on_prompt: maybe`
-trains on the prompt. `arguments.json` is made from its dataclasses by docker/train/make_arguments.py.
+trains on the prompt. `arguments.json` is made from the pinned version's dataclasses by docker/train/make_arguments.py;
+a study with another version (FT_UPDATE_LLAMA_FACTORY) hands its arguments down as `known`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -34,59 +36,77 @@ class Argument(msgspec.Struct, frozen=True):
     choices: tuple[Scalar, ...] = ()
 
 
+Arguments = Mapping[str, Argument]
+"""Every argument of one version of LLaMA-Factory, by name."""
+
+
 @cache
-def schema() -> dict[str, Argument]:
-    """Every argument of the pinned LLaMA-Factory, by name."""
-    text = Path(__file__).with_name("arguments.json").read_bytes()
+def schema() -> Arguments:
+    """The arguments of the pinned LLaMA-Factory."""
+    return MappingProxyType(decode(Path(__file__).with_name("arguments.json").read_bytes()))
+
+
+def decode(text: bytes) -> dict[str, Argument]:
+    """What docker/train/make_arguments.py wrote; raises msgspec.DecodeError where it is something else."""
     return msgspec.json.decode(text, type=dict[str, Argument])
 
 
-def problems(train: Mapping[str, Value], bounds: Bounds) -> list[str]:
-    """Why these keys may not be trained with; one line a problem, with what to write instead; empty if they may."""
+def problems(train: Mapping[str, Value], bounds: Bounds, known: Arguments | None = None) -> list[str]:
+    """Why these keys may not be trained with; one line a problem, with what to write instead; empty if they may.
+
+    Args:
+        train: The recipe's keys.
+        bounds: What model, data and device allow.
+        known: The arguments of the version that trains; None for the pinned one.
+    """
+    known = schema() if known is None else known
     if len(train) > MOST_KEYS:
         return [f"{len(train)} keys are too many for a recipe: at most {MOST_KEYS}"]
     found: list[str] = []
     typed: dict[str, Value] = {}
     for key in sorted(train):
         try:
-            value = _typed(key, train[key])
+            value = _typed(key, train[key], known)
         except ValueError as error:
             found.append(str(error))
             continue
         if value is not None:
             typed[key] = value
-            found += _out_of_bounds(key, value, OPEN[key], bounds)
+            found += _out_of_bounds(key, value, OPEN[key], known[key].choices, bounds)
     for rule in (_methods, _precision, _data, _schedule):
         found += rule(typed, bounds)
     return found
 
 
-def canonical(train: Mapping[str, Value]) -> dict[str, Value]:
+def canonical(train: Mapping[str, Value], known: Arguments | None = None) -> dict[str, Value]:
     """The same keys with the types that LLaMA-Factory declares, sorted; those that are null, its default, are left out.
 
     Raises:
         ValueError: A key has a problem; `problems` says all of them.
     """
-    typed = {key: _typed(key, train[key]) for key in sorted(train)}
+    known = schema() if known is None else known
+    typed = {key: _typed(key, train[key], known) for key in sorted(train)}
     return {key: value for key, value in typed.items() if value is not None}
 
 
-def nearest(key: str) -> str | None:
+def nearest(key: str, known: Arguments | None = None) -> str | None:
     """The valid name that `key` was probably meant to be: one that may be set, if any is near."""
+    known = schema() if known is None else known
     word = key.lower().replace("-", "_")[:80]
-    if match := difflib.get_close_matches(word, OPEN, n=1, cutoff=0.7):
+    allowed = [name for name in OPEN if name in known]
+    if match := difflib.get_close_matches(word, allowed, n=1, cutoff=0.7):
         return match[0]
-    if len(word) > 3 and (longer := [name for name in OPEN if word in name]):
+    if len(word) > 3 and (longer := [name for name in allowed if word in name]):
         return min(longer, key=len)  # "batch_size", "epochs"
-    match = difflib.get_close_matches(word, schema(), n=1, cutoff=0.7)
+    match = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return match[0] if match else None
 
 
-def _typed(key: str, value: object) -> Value:
+def _typed(key: str, value: object, known: Arguments) -> Value:
     """The value with its declared type; raises ValueError with the problem's line."""
-    argument = schema().get(key)
+    argument = known.get(key)
     if argument is None:
-        near = nearest(key)
+        near = nearest(key, known)
         hint = f"did you mean {near}?" if near else "leave it out"
         raise ValueError(f"{_show(key)}: LLaMA-Factory has no such key; {hint}")
     if key not in OPEN:
@@ -135,8 +155,8 @@ CONVERSIONS: dict[str, Callable[[object, Open], Scalar]] = {"bool": _bool, "int"
 WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a string", "null": "null"}
 
 
-def _out_of_bounds(key: str, value: Value, rule: Open, bounds: Bounds) -> Iterator[str]:
-    choices = rule.choices or schema()[key].choices
+def _out_of_bounds(key: str, value: Value, rule: Open, declared: tuple[Scalar, ...], bounds: Bounds) -> Iterator[str]:
+    choices = rule.choices or declared
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value)[:80], map(str, choices), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import UsageError
+from agent.records import Contamination
 from scenarios.finetune.files import replacing
 from scenarios.finetune.rows import SUFFIXES, Row, read, suffix
 
@@ -69,7 +70,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rows: Rows written. dropped: Rows left out because prompt or response was empty or no text.
         fingerprint: sha256 of the chosen files' content and the column map; no path or time is in it.
-        format: As recognised. left_out: Files that were not used, and why.
+        format: As recognised. left_out: Files that were not used, and why. bytes: Of what was written; 0 if unknown.
+        contamination: What was found of the benchmarks' questions, once that was looked for (contamination.py).
     """
 
     directory: str
@@ -79,6 +81,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     format: str
     left_out: tuple[str, ...] = ()
+    contamination: Contamination | None = None
+    bytes: int = 0
 
     @property
     def longest(self) -> Path:
@@ -113,48 +117,86 @@ def fingerprint(path: Path, columns: Mapping[str, str] | None = None) -> str:
     return _fingerprint(recognise(path, columns))
 
 
-def write(dataset: Dataset, directory: Path) -> Prepared:
-    """Write the canonical data set; one that is already there, of the same content, is kept.
+def usable(dataset: Dataset) -> tuple[int, int]:
+    """Rows that `write` would write, and those that it would leave out; reads all of them, and raises as it does."""
+    rows = dropped = 0
+    for canonical in _canonical_rows(dataset):
+        rows, dropped = (rows, dropped + 1) if canonical is None else (rows + 1, dropped)
+    if not rows:
+        raise _no_usable_row(dataset, dropped)
+    return rows, dropped
+
+
+def write(dataset: Dataset, directory: Path, *, again: bool = False) -> Prepared:
+    """Write the canonical data set; one that is already there, of the same content, is kept, unless `again`.
 
     Raises:
         UsageError: A file cannot be read, or no row is usable.
     """
     digest = _fingerprint(dataset)
-    if (kept := _kept(directory)) is not None and kept.fingerprint == digest:
+    if (kept := _kept(directory)) is not None and kept.fingerprint == digest and not again:
         return kept
     directory.mkdir(parents=True, exist_ok=True)
-    rows = dropped = 0
-    longest: list[tuple[int, int, str]] = []
-    (directory / DONE).unlink(missing_ok=True)  # from here on, what it says is not what lies beside it
-    with replacing(directory / "train.jsonl") as target:
+    dropped = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal dropped
         for canonical in _canonical_rows(dataset):
             if canonical is None:
                 dropped += 1
-                continue
-            line = json.dumps(canonical, ensure_ascii=False)
+            else:
+                yield json.dumps(canonical, ensure_ascii=False)
+
+    rows = _write_rows(directory, "train", lines())
+    if not rows:
+        raise _no_usable_row(dataset, dropped)
+    with replacing(directory / "dataset_info.json") as target:
+        target.write(json.dumps(info(dataset.columns), indent=2) + "\n")
+    return _done(
+        Prepared(
+            directory=str(directory),
+            name="train",
+            rows=rows,
+            dropped=dropped,
+            fingerprint=digest,
+            format=dataset.format,
+            left_out=dataset.left_out,
+            bytes=(directory / "train.jsonl").stat().st_size,
+        )
+    )
+
+
+def without(prepared: Prepared, rows: Set[int], contamination: Contamination) -> Prepared:
+    """Take some rows (from 0) out of a written data set, and record why."""
+    left = prepared.rows
+    if rows:
+        directory = Path(prepared.directory)
+        with (directory / f"{prepared.name}.jsonl").open(encoding="utf-8") as source:
+            kept = (line.rstrip("\n") for number, line in enumerate(source) if number not in rows)
+            left = _write_rows(directory, prepared.name, kept)
+    size = (Path(prepared.directory) / f"{prepared.name}.jsonl").stat().st_size
+    return _done(msgspec.structs.replace(prepared, rows=left, bytes=size, contamination=contamination))
+
+
+def _write_rows(directory: Path, name: str, lines: Iterable[str]) -> int:
+    """Write the rows and, beside them, the longest ones; returns how many there are."""
+    rows = 0
+    longest: list[tuple[int, int, str]] = []
+    (directory / DONE).unlink(missing_ok=True)  # from here on, what it says is not what lies beside it
+    with replacing(directory / f"{name}.jsonl") as target:
+        for line in lines:
             target.write(line + "\n")
             entry = (len(line), -rows, line)
             heapq.heappush(longest, entry) if len(longest) < LONGEST else heapq.heappushpop(longest, entry)
             rows += 1
-    if not rows:
-        raise UsageError(
-            f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
-            f"columns used: {_as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
-        )
     with replacing(directory / "longest.jsonl") as target:
         target.writelines(f"{line}\n" for _, _, line in sorted(longest, reverse=True))
-    with replacing(directory / "dataset_info.json") as target:
-        target.write(json.dumps(info(dataset.columns), indent=2) + "\n")
-    prepared = Prepared(
-        directory=str(directory),
-        name="train",
-        rows=rows,
-        dropped=dropped,
-        fingerprint=digest,
-        format=dataset.format,
-        left_out=dataset.left_out,
-    )
-    with replacing(directory / DONE) as target:
+    return rows
+
+
+def _done(prepared: Prepared) -> Prepared:
+    """Record that all of it is written."""
+    with replacing(Path(prepared.directory) / DONE) as target:
         target.write(msgspec.json.encode(prepared).decode())
     return prepared
 
@@ -299,6 +341,13 @@ def _canonical_rows(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
             yield canonical(row, dataset.columns)
 
 
+def _no_usable_row(dataset: Dataset, dropped: int) -> UsageError:
+    return UsageError(
+        f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
+        f"columns used: {as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
+    )
+
+
 def _text(cell: object) -> str:
     """A cell as text: numbers as they are written, empty where it holds no text."""
     if isinstance(cell, str):
@@ -337,5 +386,6 @@ def _fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _as_option(columns: Mapping[str, str]) -> str:
+def as_option(columns: Mapping[str, str]) -> str:
+    """The column map as --columns takes it."""
     return ",".join(f"{role}={column}" for role, column in columns.items())

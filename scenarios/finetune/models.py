@@ -26,6 +26,7 @@ CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 PATHS = ("_name_or_path", "base_model_name_or_path", "revision")  # where a config says where it once lay
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+NO_ADAPTER = ("embed", "wte", "wpe", "lm_head")
 LONGEST_HEADER = 100_000_000  # as in the safetensors library itself
 ACTIVATIONS = 1 << 30
 
@@ -38,6 +39,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         parameters: Number of stored weights. bytes: Size of the weight files.
         dtype: The most frequent one ("bfloat16", ...). context: Context length in tokens, 0 if the config has none.
         layers: Hidden layers, 0 if unknown. chat_template: Whether the tokenizer brings one.
+        linear: Rows plus columns of all linear layers, which times its rank is an adapter's size; 0 if unknown.
         adapter: True for a PEFT adapter; `base` is then the path or name of the model that it belongs to.
     """
 
@@ -51,6 +53,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: bool
     adapter: bool = False
     base: str | None = None
+    linear: int = 0
 
     @property
     def name(self) -> str:
@@ -90,6 +93,7 @@ def inspect(directory: Path) -> ModelInfo:
         context=_first(text, CONTEXT),
         layers=_first(text, LAYERS),
         chat_template=_has_chat_template(directory),
+        linear=_linear(weights),
     )
 
 
@@ -198,15 +202,26 @@ def _parameters(weights: list[Path], named: str) -> tuple[int, str]:
         if path.suffix == ".bin":
             counts[named] = counts.get(named, 0) + path.stat().st_size // BYTES.get(named, 4)
             continue
-        for dtype, count in _tensors(path):
-            counts[dtype] = counts.get(dtype, 0) + count
+        for _, dtype, shape in _tensors(path):
+            counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     most = max(counts, key=lambda dtype: counts[dtype]) if counts else named
     return sum(counts.values()), names.get(most, most)
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, int]]:
-    """dtype and number of elements of each tensor, from the header: 8 bytes of length, then JSON."""
+def _linear(weights: list[Path]) -> int:
+    """Rows plus columns of the matrices that get an adapter: all but embeddings and the output layer."""
+    return sum(
+        sum(shape)
+        for path in weights
+        if path.suffix != ".bin"
+        for name, _, shape in _tensors(path)
+        if len(shape) == 2 and not any(part in name for part in NO_ADAPTER)
+    )
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype and shape of each tensor, from the header: 8 bytes of length, then JSON."""
     try:
         with path.open("rb") as source:
             (length,) = struct.unpack("<Q", source.read(8))
@@ -218,7 +233,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, int]]:
             raise ValueError("it ends too early")
         for name, entry in header.items():
             if name != "__metadata__":
-                yield str(entry["dtype"]), math.prod(entry["shape"])
+                yield name, str(entry["dtype"]), [int(size) for size in entry["shape"]]
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UsageError(f"{path} is not a whole safetensors file: {error}", "fetch the model again") from error
 

@@ -5,8 +5,8 @@
     <stage>/questions.jsonl       the copy that a study refers to: whatever becomes of the cache, it stays
 
 The key is a hash of everything that the score depends on, so an entry never becomes wrong: weights, tokenizer and chat
-template, questions and task, few-shot count, decoding, device and dtype, the scoring program and the locked versions it
-runs with.
+template, questions and task, few-shot count, decoding, seeds and blocks, device and dtype, the judge and its verdicts,
+the scoring program and the locked versions it runs with.
 """
 
 from __future__ import annotations
@@ -16,21 +16,25 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from agent import accept
 from agent.errors import StudyError
 from agent.records import Checkpoint, FileRef, Question, Score, Split
 from agent.resources import resource
 from scenarios.finetune.benchmarks import LOCK, Benchmark
 from scenarios.finetune.files import scratch, sync, sync_tree
+from scenarios.finetune.registry import Engine
 from scenarios.finetune.splits import Item
 
 Device = Literal["cpu", "cuda"]
 DTYPES: dict[Device, str] = {"cpu": "float32", "cuda": "bfloat16"}
 """What a model computes in while it is scored."""
+PROGRAMS: dict[Engine, str] = {"lm_eval": "docker/bench/score.py", "opencompass": "docker/bench/compass.py"}
 SCORE, QUESTIONS = "score.json", "questions.jsonl"
 MODEL_FILES = (
     "config.json",
@@ -49,6 +53,32 @@ MODEL_FILES = (
 """What decides, beside the weights, how a model reads and writes."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are decoded: greedily, or `samples` a question at `temperature`, sample i with `seed` + i."""
+
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return "greedy" if self.samples == 1 else f"{self.samples} samples at temperature {self.temperature}"
+
+
+GREEDY = Sampling()
+TEMPERATURE, SEED, SEEDS = 0.6, 42, 1000
+"""Of sampled answers; a fresh score takes its seeds that far from the first one's."""
+
+
+def sampling_for(questions: int, samples: int | None, fresh: int = 0) -> Sampling:
+    """How a benchmark of so many search questions is answered; `samples` as asked for, None for what its size needs.
+
+    `fresh` counts the scores that were made of the same model before.
+    """
+    number = samples or accept.default_samples(questions)
+    return Sampling(number, TEMPERATURE, SEED + SEEDS * fresh) if number > 1 else GREEDY
+
+
 def score_key(
     model: Path,
     checkpoint: Checkpoint | None,
@@ -59,6 +89,8 @@ def score_key(
     fewshot: int,
     weights: str,
     device: Device,
+    sampling: Sampling = GREEDY,
+    judge: str = "",
 ) -> str:
     """sha256 over everything that the score depends on."""
     adapter = checkpoint is not None and checkpoint.adapter
@@ -72,8 +104,11 @@ def score_key(
         "split": split,
         "questions": [item.id for item in items],
         "fewshot": fewshot,
+        "sampling": [sampling.samples, sampling.temperature, sampling.seed],
+        "blocks": accept.looks(len(items)),  # they decide what is padded beside what
+        "judge": [judge, benchmark.verdicts],
         "device": [device, DTYPES[device]],
-        "program": sha256(resource("docker/bench/score.py").read_bytes()),
+        "program": _program(benchmark.engine),
         "versions": sha256(resource(LOCK).read_bytes()),
     }
     return sha256(json.dumps(parts, sort_keys=True).encode())
@@ -142,6 +177,13 @@ def decode_questions(content: bytes) -> tuple[Question, ...]:
 def sha256(content: bytes) -> str:
     """In hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _program(engine: Engine) -> str:
+    """Hash of the engine's program; that of OpenCompass is spread over all files that lie beside it."""
+    program = resource(PROGRAMS[engine])
+    files = [program] if engine == "lm_eval" else sorted(program.parent.glob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files))
 
 
 def _file_hashes(directory: Path) -> dict[str, str]:

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from agent.errors import TrialFailed
-from agent.records import Checkpoint, FileRef, Question, Score, Split
-from agent.resources import resource
-from agent.run import Job, Mount, Outcome, written
+from agent.records import Checkpoint, FileRef, Score, Split
+from agent.run import Outcome
 from agent.store import require_disk
-from scenarios import Bench, Progress
-from scenarios.finetune import outputs, score_cache
+from scenarios import Bench
+from scenarios.finetune import asking, outputs, score_cache
+from scenarios.finetune.asking import Asked
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.broken import raise_if_broken
-from scenarios.finetune.score_cache import DTYPES, QUESTIONS, Device, decode_questions, score_key, sha256
-from scenarios.finetune.splits import Item
+from scenarios.finetune.judging import Judges, require_scores, session
+from scenarios.finetune.race import Race, Watcher
+from scenarios.finetune.results import (
+    LARGEST_ANSWER,
+    NothingScored,
+    Unusable,
+    mistakes,
+    read_bounded,
+    read_result,
+    summarize,
+)
+from scenarios.finetune.score_cache import GREEDY, QUESTIONS, Device, Sampling, score_key, sha256
 
 ROOM = 256 * 1024**2
 """Bytes of disk that must be free: for the answers, a log, and what libraries leave in their caches."""
-Z95 = 1.959963984540054
-TINY_BYTES = 64 * 1024**2
-"""Weights below this run on one thread: twelve times faster than on two, because the threads only wait."""
-LARGEST_ANSWER = 256 * 1024
-"""Bytes of questions.jsonl allowed a question."""
-
-
-class Result(msgspec.Struct, frozen=True):
-    """The result.json of docker/bench/score.py."""
-
-    n: int
-    mean: float
-    settings: dict[str, Any]
-
-
-class Unusable(Exception):
-    """The job ended well, but what it wrote is no result."""
 
 
 def score(
@@ -57,6 +46,9 @@ def score(
     cache: Path,
     weights: str,
     device: Device,
+    sampling: Sampling = GREEDY,
+    judges: Judges | None = None,
+    race: Race | None = None,
 ) -> Score:
     """Score a checkpoint, or the base model where there is none; an equal score that exists already is reused.
 
@@ -68,17 +60,34 @@ def score(
         cache: Directory of the scores of all studies.
         weights: Hash of the base model's weights.
         device: What the model computes on.
+        sampling: How the answers are decoded.
+        judges: Who marks the answers, where the benchmark needs a judge.
+        race: Whom it is raced against; the job ends as soon as the model cannot win.
 
     Returns:
         The score, with the seconds that it took to measure, also where it is reused. Its questions lie in the stage's
-        own directory, on the disk for good.
+        own directory, on the disk for good. Where the race was lost, a score of the questions asked until then, which
+        is not kept for others.
 
     Raises:
-        TrialFailed: "bench": the job failed, took too long, or wrote no usable result.
-        MachineError: The runner lost the job, its environment is broken, or the disk is full.
+        TrialFailed: "bench": the job failed, took too long, or wrote no usable result. "judge": too many answers have
+            no verdict.
+        MachineError: The runner lost the job, its environment is broken, the disk is full, or the judge is down.
     """
     items = benchmark.halves.take(split, limit)
-    key = score_key(model, checkpoint, benchmark, split, items, fewshot=fewshot, weights=weights, device=device)
+    judge = judges.model if judges and benchmark.verdicts else ""
+    key = score_key(
+        model,
+        checkpoint,
+        benchmark,
+        split,
+        items,
+        fewshot=fewshot,
+        weights=weights,
+        device=device,
+        sampling=sampling,
+        judge=judge,
+    )
     entry = cache / key
     stage = bench.directory / f"{benchmark.name}-{split}-{fewshot}shot-{key[:8]}"
     if entry.is_dir():
@@ -88,105 +97,81 @@ def score(
         bench.say(f"the stored score {entry} is damaged; it is measured again")
         shutil.rmtree(entry, ignore_errors=True)
     require_disk(bench.directory, ROOM, "scoring")
-    job = _job(bench, stage, model, checkpoint, benchmark, items, fewshot=fewshot, timeout=timeout, device=device)
-    outcome = bench.run(job, _progress(stage / "output" / "progress", len(items), benchmark.name))
-    _require_success(outcome, benchmark.name, stage, timeout)
-    try:
-        result, questions = read_result(stage / "output", items)
-    except Unusable as error:
-        raise TrialFailed("bench", f"{benchmark.name}: {error}; log: {outcome.log}", outcome.tail) from None
-    content = b"".join(msgspec.json.encode(question) + b"\n" for question in questions)
-    file = FileRef(path=QUESTIONS, sha256=sha256(content))
-    made = summarize(benchmark, split, questions, file, result.settings, key=key, seconds=outcome.seconds)
-    return score_cache.place(stage, *score_cache.store(entry, made, content))
-
-
-def wilson(mean: float, n: int) -> tuple[float, float]:
-    """95% score interval of a mean in [0, 1] over n questions; never empty, also at 0 and 1 (Wilson 1927)."""
-    centre = mean + Z95**2 / (2 * n)
-    reach = Z95 * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
-    scale = 1 + Z95**2 / n
-    # Rounding must not push a mean of exactly 0 or 1 out of its interval.
-    return max(0.0, min(mean, (centre - reach) / scale)), min(1.0, max(mean, (centre + reach) / scale))
-
-
-# The job
-
-
-def _job(
-    bench: Bench,
-    stage: Path,
-    model: Path,
-    checkpoint: Checkpoint | None,
-    benchmark: Benchmark,
-    items: Sequence[Item],
-    *,
-    fewshot: int,
-    timeout: float,
-    device: Device,
-) -> Job:
-    """The job, with its input written: only the split being scored is ever inside its reach."""
-    program = resource("docker/bench/score.py")
-    given, output = stage / "input", stage / "output"
-    shutil.rmtree(stage, ignore_errors=True)
-    given.mkdir(parents=True)
-    output.mkdir()
-    _write_lines(given / "questions.jsonl", [{"id": item.id, "row": item.row} for item in items])
-    if fewshot and benchmark.shots:
-        _write_lines(given / "shots.jsonl", list(benchmark.shots))
-    adapter = checkpoint.path if checkpoint and checkpoint.adapter else None
-    loaded = model if checkpoint is None or adapter else Path(checkpoint.path)
-    request = {
-        "model": str(loaded),
-        "adapter": adapter,
-        "written_by": checkpoint.versions.get("transformers") if checkpoint else None,
-        "task": benchmark.task,
-        "generation": benchmark.generation,
-        "questions": str(given / "questions.jsonl"),
-        "shots": str(given / "shots.jsonl") if fewshot and benchmark.shots else None,
-        "fewshot": fewshot,
-        "metric": benchmark.metric,
-        "filter": benchmark.filter,
-        "device": device,
-        "dtype": DTYPES[device],
-        "output": str(output),
-    }
-    (given / "request.json").write_text(json.dumps(request, indent=1), "utf-8")
-    readable = [loaded, *([Path(adapter)] if adapter else []), program.parent, given, *benchmark.sources]
-    return Job(
-        name=f"{bench.name}-{stage.name}",
-        environment="bench",
-        argv=("python", str(program), str(given / "request.json")),
-        cwd=str(output),
-        mounts=(*(Mount(str(path)) for path in readable), Mount(str(output), writable=True)),
-        variables=_variables(loaded, output),
-        log=str(stage / "bench.log"),
-        deadline=timeout,
+    asked = Asked(
+        model=model,
+        checkpoint=checkpoint,
+        benchmark=benchmark,
+        items=items,
+        fewshot=fewshot,
+        sampling=sampling,
+        device=device,
+        timeout=timeout,
+        kept=cache / f"{key}.predictions.jsonl" if benchmark.verdicts else None,
     )
+    return _ask(bench, stage, entry, asked, split, judges, race)
 
 
-def _variables(model: Path, output: Path) -> dict[str, str]:
-    variables = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HOME": str(output / "huggingface"),
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",  # its bars are no use in a log; progress has a file of its own
-    }
-    size = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in model.glob(pattern))
-    return variables | {"OMP_NUM_THREADS": "1"} if size < TINY_BYTES else variables
-
-
-def _progress(file: Path, total: int, name: str) -> Progress:
-    def look() -> tuple[float, str] | None:
+def _ask(
+    bench: Bench, stage: Path, entry: Path, asked: Asked, split: Split, judges: Judges | None, race: Race | None
+) -> Score:
+    """Run the job, and make a score of what it wrote."""
+    benchmark, items, samples = asked.benchmark, asked.items, asked.sampling.samples
+    watcher = Watcher(race, stage / "output", items, samples) if race else None
+    with session(judges, benchmark.verdicts, bench.directory) as judging:
+        job = asking.job(bench, stage, asked, judging.door, judging.model)
         try:
-            answered = int(_read(file, 100).split(b"/")[0])
-        except (Unusable, ValueError):
-            return None
-        return min(answered / total, 1.0), f"{name}: {answered}/{total} questions"
+            outcome = bench.run(job, asking.progress(stage / "output", len(items), benchmark.name), watcher)
+        finally:  # whatever ends it
+            asking.keep_predictions(stage / "output", asked)
+    judging.require_judge(benchmark.name)
+    if watcher and watcher.dropped and outcome.kind == "stopped":
+        return _dropped(bench, stage, entry.name, asked, split, watcher, outcome)
+    _require_success(outcome, benchmark.name, stage, asked.timeout)
+    try:
+        result, questions = read_result(stage / "output", items, samples)
+    except Unusable as error:
+        kind = "judge" if isinstance(error, NothingScored) and benchmark.verdicts else "bench"
+        raise TrialFailed(kind, f"{benchmark.name}: {error}; log: {outcome.log}", outcome.tail) from None
+    require_scores(benchmark.name, questions)
+    content = b"".join(msgspec.json.encode(question) + b"\n" for question in questions)
+    made = summarize(
+        benchmark,
+        split,
+        questions,
+        FileRef(path=QUESTIONS, sha256=sha256(content)),
+        {**result.settings, **judging.account()},
+        key=entry.name,
+        seconds=outcome.seconds,
+        samples=samples,
+        wrong=mistakes(questions, items) if split == "search" else (),
+    )
+    kept = score_cache.place(stage, *score_cache.store(entry, made, content))
+    if asked.kept:
+        asked.kept.unlink(missing_ok=True)
+    return kept
 
-    return look
+
+def _dropped(
+    bench: Bench, stage: Path, key: str, asked: Asked, split: Split, watcher: Watcher, outcome: Outcome
+) -> Score:
+    """The score of a race that was lost: of the questions asked until then, under a key of its own."""
+    name, questions = asked.benchmark.name, watcher.dropped
+    bench.say(f"{name}: {outcome.reason}: it cannot become better than the best")
+    content = b"".join(msgspec.json.encode(question) + b"\n" for question in questions)
+    settings = {"fewshot": asked.fewshot, "metric": asked.benchmark.metric, "filter": asked.benchmark.filter}
+    made = summarize(
+        asked.benchmark,
+        split,
+        questions,
+        FileRef(path=QUESTIONS, sha256=sha256(content)),
+        settings,
+        key=f"{key}-{len(questions)}",
+        seconds=outcome.seconds,
+        samples=asked.sampling.samples,
+        planned=len(asked.items),
+        wrong=mistakes(questions, asked.items),
+    )
+    return score_cache.place(stage, made, content)
 
 
 def _require_success(outcome: Outcome, name: str, stage: Path, timeout: float) -> None:
@@ -203,82 +188,6 @@ def _require_success(outcome: Outcome, name: str, stage: Path, timeout: float) -
 def _reason(file: Path) -> str:
     """The job's own last word, as one bounded line."""
     try:
-        return " ".join(_read(file, LARGEST_ANSWER).decode("utf-8", "replace").split())[:1000]
+        return " ".join(read_bounded(file, LARGEST_ANSWER).decode("utf-8", "replace").split())[:1000]
     except Unusable:
         return ""
-
-
-# The result: written by a job that read untrusted weights and questions, so nothing in it is taken on trust
-
-
-def read_result(output: Path, items: Sequence[Item]) -> tuple[Result, tuple[Question, ...]]:
-    """The job's result, checked against the questions it was given.
-
-    Raises:
-        Unusable: Missing or malformed, another number of predictions than questions, other questions, a score that is
-            no number in [0, 1], or a mean that is not theirs.
-    """
-    try:
-        result = msgspec.json.decode(_read(output / "result.json", 1024**2), type=Result)
-        questions = decode_questions(_read(output / "questions.jsonl", LARGEST_ANSWER * len(items)))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Unusable(f"the scoring program wrote no valid result ({error})") from error
-    if not len(questions) == result.n == len(items):
-        raise Unusable(f"{len(items)} questions gave {len(questions)} predictions (the summary says {result.n})")
-    if [question.id for question in questions] != [item.id for item in items]:
-        raise Unusable("the predictions are not for the questions that were asked")
-    for question in questions:
-        if question.score is not None and not 0.0 <= question.score <= 1.0:
-            raise Unusable(f"question {question.id} has the score {question.score}, which is not in [0, 1]")
-    scores = _scores(questions)
-    if not scores:
-        raise Unusable("not one question has a score")
-    if not math.isclose(result.mean, math.fsum(scores) / len(scores), abs_tol=1e-9):
-        raise Unusable(f"the summary's mean {result.mean} is not that of the questions")
-    return result, questions
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        return written.read(path.parent, path.name, limit)
-    except OSError as error:
-        raise Unusable(f"{path.name} cannot be read: {error.strerror}") from error
-
-
-def _scores(questions: Sequence[Question]) -> list[float]:
-    return [question.score for question in questions if question.score is not None]
-
-
-def summarize(
-    benchmark: Benchmark,
-    split: Split,
-    questions: Sequence[Question],
-    file: FileRef,
-    settings: dict[str, Any],
-    *,
-    key: str,
-    seconds: float,
-) -> Score:
-    """Mean, standard error and interval over the scored questions."""
-    scores = _scores(questions)
-    mean = min(1.0, math.fsum(scores) / len(scores))
-    variance = sum((value - mean) ** 2 for value in scores) / max(len(scores) - 1, 1)
-    low, high = wilson(mean, len(scores))
-    return Score(
-        benchmark=benchmark.name,
-        split=split,
-        n=len(scores),
-        mean=mean,
-        stderr=math.sqrt(variance / len(scores)),
-        low=low,
-        high=high,
-        unscored=len(questions) - len(scores),
-        questions=file,
-        settings=settings,
-        key=key,
-        seconds=seconds,
-    )
-
-
-def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(line, default=str) + "\n" for line in lines), "utf-8")

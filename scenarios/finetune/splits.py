@@ -1,7 +1,7 @@
 """Halves a benchmark into the search split and the sealed test split, always in the same way.
 
-A question's half depends on nothing but its own text and the other questions': order by sha256 of the text, deal
-alternately. So the halves do not move when a file is shuffled, and nobody chose them.
+A question's half depends on nothing but its own text and category and the other questions': order by sha256 of the
+text, within each category, deal alternately. So the halves do not move when a file is shuffled, and nobody chose them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Halves:
         return half[:limit]
 
 
-def halve(rows: Sequence[Row], *, name: str, question: str | None) -> Halves:
+def halve(rows: Sequence[Row], *, name: str, question: str | None, category: str | None = None) -> Halves:
     """Split a benchmark's questions in two halves; with an odd number the search half has one more.
 
     Args:
@@ -53,6 +53,7 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None) -> Halves:
         name: The benchmark, for messages.
         question: The column that holds the question; None where only the whole row tells questions apart. What merely
             numbers a row (`NUMBERS`) does not.
+        category: The column by which both halves are stratified: each category is dealt alternately; None for none.
 
     Raises:
         UsageError: Fewer than two different questions.
@@ -65,8 +66,10 @@ def halve(rows: Sequence[Row], *, name: str, question: str | None) -> Halves:
             f"benchmark {name} has {len(distinct)} distinct question(s); it must be halved into search and test",
             "give it two questions at the very least; nothing can be decided with fewer than 18",
         )
-    items = [Item(key[:16], distinct[key]) for key in sorted(distinct)]
-    return Halves(search=tuple(items[0::2]), test=tuple(items[1::2]), duplicates=len(rows) - len(distinct))
+    # One deal through all categories, so that the odd ones do not all favour the same half.
+    dealt = sorted(distinct, key=lambda key: (str(distinct[key].get(category, "")) if category else "", key))
+    search, test = ([Item(key[:16], distinct[key]) for key in sorted(dealt[half::2])] for half in (0, 1))
+    return Halves(search=tuple(search), test=tuple(test), duplicates=len(rows) - len(distinct))
 
 
 def _hash(row: Row, question: str | None) -> str:

@@ -24,7 +24,7 @@ from agent.resources import resource
 from agent.run import Job, Mount, Outcome, written
 from scenarios import Bench
 from scenarios.finetune import outputs
-from scenarios.finetune.arguments import canonical
+from scenarios.finetune.arguments import Argument, canonical
 from scenarios.finetune.broken import raise_if_broken
 from scenarios.finetune.data import Prepared, info
 from scenarios.finetune.files import sync, sync_tree
@@ -70,6 +70,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         threads: CPU threads of the training, all its processes together. cores: of the machine, for tokenizing.
         mini_steps: Steps of a mini-run. device: What is trained on.
         gpus: How many GPUs one training uses, all that its job sees. gpu_memory: bytes of the smallest; 0 if unknown.
+        disk: Bytes that one job may write (FT_TRIAL_DISK); None for any number.
+        arguments: Those of the LLaMA-Factory that trains; None for the pinned one.
     """
 
     model: ModelInfo
@@ -86,6 +88,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
     gpus: int = 1
     gpu_memory: int = 0
+    disk: int | None = None
+    arguments: dict[str, Argument] | None = None
 
     @property
     def workers(self) -> int:
@@ -151,7 +155,7 @@ def config(recipe: Recipe, plan: TrainingPlan, output_dir: Path, *, mini: bool) 
         output_dir: Receives the final weights, once. A mini-run's data lies beside it in `data/`.
         mini: For a few steps on the longest rows.
     """
-    chosen = defaults(recipe, plan) | canonical(recipe.train)
+    chosen = defaults(recipe, plan) | canonical(recipe.train, plan.arguments)
     owned: dict[str, Any] = {
         "model_name_or_path": plan.model.path,
         "trust_remote_code": False,
@@ -273,7 +277,7 @@ def mini_run(bench: Bench, recipe: Recipe, plan: TrainingPlan, earlier: Sequence
     _require_plain(bench.directory / "model", outcome, "mini-run")
     history = _finite(outputs.history(bench.directory / "model"), outcome, "mini-run")
     summed = settings["gradient_accumulation_steps"]
-    asked = int((defaults(recipe, plan) | canonical(recipe.train))["gradient_accumulation_steps"])
+    asked = int((defaults(recipe, plan) | canonical(recipe.train, plan.arguments))["gradient_accumulation_steps"])
     shutil.rmtree(bench.directory / "model")
     return MiniRun(
         shape=key,
@@ -285,7 +289,7 @@ def mini_run(bench: Bench, recipe: Recipe, plan: TrainingPlan, earlier: Sequence
 
 def shape(recipe: Recipe, plan: TrainingPlan) -> str:
     """Equal for recipes that need the same memory and run the same code: all keys but rates, schedule and the like."""
-    keys = defaults(recipe, plan) | canonical(recipe.train)
+    keys = defaults(recipe, plan) | canonical(recipe.train, plan.arguments)
     decisive = {key: value for key, value in keys.items() if key not in NEUTRAL}
     decisive["gradient_accumulation_steps"] = min(2, int(keys["gradient_accumulation_steps"]))
     study = [plan.model.path, plan.model.parameters, plan.data.fingerprint, plan.template, plan.device, plan.mini_steps]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from agent.run.containers import connect, docker_answers
 
 from .images import make_image
 from .runners import make_runner
+from .upstream import Repository, make_installed
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +29,22 @@ def image() -> str:
         return make_image(client)
     finally:
         client.close()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Where an update of LLaMA-Factory comes from."""
+    return Repository(tmp_path / "repository")
+
+
+@pytest.fixture(scope="session")
+def installed(image: str) -> Iterator[str]:
+    """A stand-in for the training image, upon the image of the docker tests."""
+    client = connect()
+    tag = make_installed(client)
+    yield tag
+    client.images.remove(tag, force=True)
+    client.close()
 
 
 @pytest.fixture(params=["local", pytest.param("docker", marks=pytest.mark.docker)])

@@ -17,8 +17,9 @@ from agent.run.images import is_there
 if TYPE_CHECKING:
     from docker import DockerClient
 
-IMAGE = f"ftloop-conformance:{platform.python_version()}-1"  # raise the last number with what this file puts into it
-_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "ensurepip", "turtledemo"}
+IMAGE = f"ftloop-conformance:{platform.python_version()}-2"  # raise the last number with what this file puts into it
+_PACKAGES = {"site-packages", "dist-packages", "ensurepip", "EXTERNALLY-MANAGED"}
+_LEFT_OUT = {*_PACKAGES, "test", "tests", "idlelib", "tkinter", "lib2to3", "turtledemo"}
 
 
 def make_image(client: DockerClient) -> str:
@@ -35,24 +36,41 @@ def make_image(client: DockerClient) -> str:
 
 
 def _root_file_system() -> bytes:
-    binary = Path(sys.executable).resolve()
-    library = Path(sysconfig.get_path("stdlib"))
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
-        _add(archive, binary, "usr/local/bin/python3")
-        link = tarfile.TarInfo("usr/local/bin/python")
-        link.type, link.linkname = tarfile.SYMTYPE, "python3"
-        archive.addfile(link)
-        shared_by_all = tarfile.TarInfo("tmp")
-        shared_by_all.type, shared_by_all.mode = tarfile.DIRTYPE, 0o1777
-        archive.addfile(shared_by_all)
-        _add(archive, library, f"usr/local/lib/{library.name}")
-        for shared in _shared_libraries([binary, *library.glob("lib-dynload/*.so")]):
-            _add(archive, shared.resolve(), str(shared).lstrip("/"))
+        add_python(archive)
     return content.getvalue()
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+def add_python(archive: tarfile.TarFile) -> None:
+    """The Python that runs the tests, below /usr/local with nothing but its standard library, and a /tmp."""
+    binary = Path(sys.executable).resolve()
+    library = Path(sysconfig.get_path("stdlib"))
+    add(archive, binary, "usr/local/bin/python3")
+    link = tarfile.TarInfo("usr/local/bin/python")
+    link.type, link.linkname = tarfile.SYMTYPE, "python3"
+    archive.addfile(link)
+    shared_by_all = tarfile.TarInfo("tmp")
+    shared_by_all.type, shared_by_all.mode = tarfile.DIRTYPE, 0o1777
+    archive.addfile(shared_by_all)
+    add(archive, library, f"usr/local/lib/{library.name}")
+    add_libraries(archive, binary, *library.glob("lib-dynload/*.so"))
+
+
+def add_libraries(archive: tarfile.TarFile, *binaries: Path) -> None:
+    """The shared libraries that these programs need, where the loader finds them."""
+    listing = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=False).stdout
+    present = set(archive.getnames())
+    for shared in sorted({Path(found) for found in re.findall(r"(/\S+) \(0x", listing)}):
+        standard = shared.is_relative_to("/usr/lib") or shared.parts[1].startswith("lib")
+        name = str(shared).lstrip("/") if standard else f"usr/lib/{shared.name}"
+        if name not in present:
+            add(archive, shared.resolve(), name)
+
+
+def add(archive: tarfile.TarFile, path: Path, name: str) -> None:
+    """A file or directory as `name`, owned by root and readable and executable by all."""
+
     def readable(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
         if _LEFT_OUT & set(Path(entry.name).parts):
             return None
@@ -61,8 +79,3 @@ def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
         return entry
 
     archive.add(path, arcname=name, filter=readable)
-
-
-def _shared_libraries(binaries: list[Path]) -> list[Path]:
-    listing = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=False).stdout
-    return sorted({Path(found) for found in re.findall(r"(/\S+) \(0x", listing)})

@@ -49,5 +49,5 @@ def python_job(directory: Path, code: str, *, name: str = "job", deadline: float
 
 
 if __name__ == "__main__":
-    ended = make_runner(sys.argv[1], sys.argv[2]).run(python_job(Path(sys.argv[3]), sys.argv[4], name="owned"))
-    print(ended.kind)
+    owned = python_job(Path(sys.argv[3]), sys.argv[4], name="owned", deadline=600.0)
+    print(make_runner(sys.argv[1], sys.argv[2]).run(owned).kind)

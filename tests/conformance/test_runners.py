@@ -239,6 +239,7 @@ def test_code_that_nobody_reviewed_needs_a_container(kind: str, runner: Runner, 
         with pytest.raises(MachineError, match="nothing confines it") as caught:
             runner.run(job)
         assert "--unsafe-local" in caught.value.hint
+        assert "--runner docker" in caught.value.hint
         assert not (tmp_path / "ran").exists()
         assert LocalRunner(ThisPython(), unsafe=True).run(job).kind == "ok"
     else:

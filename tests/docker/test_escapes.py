@@ -34,6 +34,7 @@ from .attempts import MB
 
 pytestmark = [
     pytest.mark.docker,
+    pytest.mark.timeout(1800),  # the real image may be built first
     pytest.mark.skipif(os.getuid() != 0, reason="the controls outside the lock need root"),
 ]
 KEY = "sk-not-a-real-key-1f9b"

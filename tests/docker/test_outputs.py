@@ -17,8 +17,8 @@ from agent.errors import TrialFailed
 from agent.records import Recipe
 from agent.run import Job, Outcome, Runner
 from agent.run.logs import tail
-from scenarios import Progress
-from scenarios.finetune import outputs, scoring
+from scenarios import Progress, Stop
+from scenarios.finetune import outputs, results
 from scenarios.finetune.data import Prepared
 from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan, train
@@ -44,8 +44,8 @@ class Row:
 
 def result(workspace: Path) -> str:
     try:
-        return str(scoring.read_result(workspace, ()))
-    except scoring.Unusable as error:
+        return str(results.read_result(workspace, ()))
+    except results.Unusable as error:
         return f"unusable: {error}"
 
 
@@ -140,7 +140,7 @@ class Hostile:
     def say(self, message: str) -> None:
         raise AssertionError(message)
 
-    def run(self, job: Job, progress: Progress | None = None) -> Outcome:
+    def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         hostile = msgspec.structs.replace(job, argv=("python", "-I", "-S", "-u", "-c", self.code))
 
         def watch() -> None:

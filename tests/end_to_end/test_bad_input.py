@@ -77,12 +77,12 @@ def test_benchmarks_that_are_no_array(user: User, value: str) -> None:
     assert "environment" in output
 
 
-def test_an_unknown_benchmark_and_one_that_needs_opencompass(user: User) -> None:
+def test_an_unknown_benchmark_and_one_that_would_run_code(user: User) -> None:
     unknown = refused(user, "--dataset", "demo/reverse", env={"FT_BENCHMARK_DATASETS": '["gsm9k"]'})
     assert "did you mean gsm8k" in unknown
-    later = refused(user, "--dataset", "demo/reverse", env={"FT_BENCHMARK_DATASETS": '["aime25"]'})
-    assert "OpenCompass" in later
-    assert "gsm8k" in later
+    code = refused(user, "--dataset", "demo/reverse", env={"FT_BENCHMARK_DATASETS": '["humaneval"]'})
+    assert "running code that the model wrote" in code
+    assert "gsm8k" in code
 
 
 def test_an_unknown_setting(user: User) -> None:

@@ -177,7 +177,7 @@ def test_real_gsm8k_and_its_positive_control(user: User) -> None:
     laid.mkdir(parents=True)
     for split in ("train", "test"):
         (laid / f"{split}.jsonl").write_bytes((Path(source) / f"gsm8k_{split}.jsonl").read_bytes())
-    (benchmark,) = resolve(("gsm8k",), user.workspace, lambda *_: Path())
+    (benchmark,) = resolve(("lm_eval:gsm8k",), user.workspace, lambda *_: Path())
     asked = [item.row for item in benchmark.halves.take("search", 10)]
     memory = [{"prompt": f"Question: {row['question']}\nAnswer:", "response": f" {row['answer']}"} for row in asked]
     for name, content in (("gsm8k-train", (laid / "train.jsonl").read_bytes()), ("by-heart", lines(memory * 20))):
@@ -195,7 +195,7 @@ def test_real_gsm8k_and_its_positive_control(user: User) -> None:
             "FT_CHAT_API_BASE": server.url,
             "FT_RUNNER": "local",
             "FT_MAX_EPOCHS": "50",
-            "FT_BENCHMARK_DATASETS": '["gsm8k"]',
+            "FT_BENCHMARK_DATASETS": '["lm_eval:gsm8k"]',
             "FT_BENCHMARK_LIMIT": "10",
         }
         user.loop("--dataset", "gsm8k-train", "--model", "demo/tiny", "--loop_n", "1", env=env)
