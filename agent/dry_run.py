@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import hub
+from agent.chat import chosen_endpoint, price, price_in_words, require_proposer
 from agent.errors import UsageError
 from agent.gather import DEFAULT_MODEL
 from agent.llm import Endpoint
@@ -14,7 +15,6 @@ from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
 from agent.settings import Settings, load
-from agent.wiring import chosen_endpoint
 from scenarios.finetune import data, demo
 from scenarios.finetune.benchmarks import require_known
 from scenarios.finetune.registry import REGISTRY
@@ -35,7 +35,7 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     limit = settings.benchmark_limit
     yield "questions", "all" if limit is None else f"{limit} of each half of a benchmark"
     yield "runner", {"auto": "docker if an engine answers, else local"}.get(settings.runner, settings.runner)
-    yield "proposer", _proposer(settings)
+    yield "proposer", _proposer(options, settings)
     yield "budget", _budget(options)
     yield "first", "score the base on the search half of each benchmark"
     yield "each trial", " -> ".join(STAGES)
@@ -93,12 +93,15 @@ def _benchmarks(options: LoopOptions, settings: Settings) -> tuple[str, ...]:
     )
 
 
-def _proposer(settings: Settings) -> str:
+def _proposer(options: LoopOptions, settings: Settings) -> str:
+    require_proposer(options, settings)
+    if options.replay is not None:
+        return f"a language model, replayed from {options.replay}"
     configured = chosen_endpoint(settings)
     if configured is None:
         return "tpe"
     endpoint = Endpoint.of(configured)
-    return f"{endpoint.model} at {endpoint.address}"
+    return f"{endpoint.model} at {endpoint.address}, {price_in_words(price(settings, endpoint))}"
 
 
 def _budget(options: LoopOptions) -> str:

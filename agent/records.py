@@ -14,6 +14,8 @@ Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
 Stage = Literal["propose", "check", "mini-run", "train", "bench", "accept"]
 STAGES: tuple[Stage, ...] = ("propose", "check", "mini-run", "train", "bench", "accept")
+HOST_STAGES = ("propose", "check", "accept")
+"""Stages without a job: they use no GPU."""
 FailureKind = Literal[
     "proposal", "check", "data", "mini-run", "train:oom", "train:timeout", "train:exit", "bench", "judge"
 ]

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +31,19 @@ from agent.journal import (
     encode,
 )
 from agent.propose import Proposer
-from agent.records import STAGES, Failure, History, MiniRun, Proposal, Scores, Sealed, StudyReport, Trial, Usage
+from agent.records import (
+    HOST_STAGES,
+    STAGES,
+    Failure,
+    History,
+    MiniRun,
+    Proposal,
+    Scores,
+    Sealed,
+    StudyReport,
+    Trial,
+    Usage,
+)
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory, replace_directory
@@ -111,7 +124,9 @@ class Study:
         self.over = False
         self._runner = runner
 
-    def start_call(self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None) -> None:
+    def start_call(
+        self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None, gpus: int = 0
+    ) -> None:
         """Record that this call begins, and whatever a killed call left unfinished."""
         if (running := self.journal.state.running) is not None:
             self._end_stage(running.trial, running.stage, "interrupted", 0.0)
@@ -127,6 +142,7 @@ class Study:
                 loop_n=loop_n,
                 step_n=step_n,
                 timeout=timeout,
+                gpus=gpus,
             )
         )
         for trial in self.journal.state.trials:  # a kill may have come between a trial's end and its pruning
@@ -170,7 +186,8 @@ class Study:
         self.view.stage_started(trial, stage, attempt)
         started = time.monotonic()
         try:
-            result = work(self._bench(trial, stage))
+            with nullcontext() if stage in HOST_STAGES else self.budget.using_gpus():
+                result = work(self._bench(trial, stage))
         except TrialFailed as finding:
             failure = Failure(kind=finding.kind, reason=finding.reason, tail=finding.tail)  # type: ignore[arg-type]
             self._end_stage(

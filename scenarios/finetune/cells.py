@@ -119,7 +119,7 @@ def bytes_per_token(tokenizer: Path, texts: Iterable[str]) -> float:
         return BYTES_PER_TOKEN
     if not vocabulary:
         return BYTES_PER_TOKEN
-    byte_level = "Ġ" in vocabulary or "Ċ" in vocabulary
+    byte_level, marked = (any(entry.startswith(blank) for entry in vocabulary) for blank in "Ġ▁")
     longest = max(map(len, vocabulary))
     size = count = 0
     for said in texts:
@@ -127,7 +127,7 @@ def bytes_per_token(tokenizer: Path, texts: Iterable[str]) -> float:
         size += len(raw)
         if byte_level:
             said = "".join(map(_BYTE_ALPHABET.__getitem__, raw))
-        elif "▁" in vocabulary:
+        elif marked:
             said = said.replace(" ", "▁")
         count += _longest_matches(said, vocabulary, longest)
     return size / count if count else BYTES_PER_TOKEN

@@ -108,7 +108,7 @@ def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
     sample = list(islice(read(files[0]), SAMPLED))
     if not sample:
         raise UsageError(f"{files[0]} holds no rows", "a data set needs at least one row")
-    form, mapped = _explicit(sample, columns, files[0]) if columns else _recognise(sample, files[0])
+    form, mapped = _explicit(sample, columns, files[0]) if columns else layout(sample, str(files[0]))
     return Dataset(root=str(path), files=tuple(map(str, files)), format=form, columns=mapped, left_out=tuple(left_out))
 
 
@@ -299,7 +299,8 @@ def _explicit(sample: Sequence[Row], columns: Mapping[str, str], file: Path) -> 
     return "columns", mapped
 
 
-def _recognise(sample: Sequence[Row], file: Path) -> tuple[str, dict[str, str]]:
+def layout(sample: Sequence[Row], where: str) -> tuple[str, dict[str, str]]:
+    """The name of the layout that some rows have, and role -> column; UsageError where none is known."""
     found = _columns(sample)
     names = {column.lower(): column for column in reversed(found)}
 
@@ -312,7 +313,7 @@ def _recognise(sample: Sequence[Row], file: Path) -> tuple[str, dict[str, str]]:
             mapped = {role: names[column] for role, column in roles.items() if column in names}
             return form, mapped | ({"system": names["system"]} if usable("system", "system") else {})
     raise UsageError(
-        f"{file}: no usable columns among {', '.join(found) or 'none'}",
+        f"{where}: no usable columns among {', '.join(found) or 'none'}",
         "name them with --columns prompt=...,response=... (or messages=... for conversations)",
     )
 

@@ -40,8 +40,8 @@ SAMPLED = 50  # rows that say which columns there are
 LARGEST_CELL = 1_000_000
 """Characters that a template may compose: one that feeds on its own results grows exponentially."""
 MOST_STRATA = 10_000
-MATCHED = 20_000
-"""Characters of a row that a pattern is tried on."""
+MATCHED = 200_000
+"""Characters of a row that a pattern is tried on; longer rows do not pass."""
 MATCHED_AT_ONCE = 64_000
 PATIENCE = 120.0
 """Seconds that the patterns of one step may take in all."""
@@ -167,6 +167,8 @@ def _filtered(step: Filter, rows: Iterator[Row], tally: _Tally, per_token: float
         said = [cells.text(row.get(name)) for name in names(step.columns)]
         if why := why_not(said):
             tally.reasons[why] += 1
+        elif step.pattern and sum(map(len, said)) > MATCHED:
+            tally.reasons[f"longer than the {MATCHED:,} characters that a pattern is tried on"] += 1
         elif step.pattern:
             yield from matching.take(row, "\n".join(said))
         else:
@@ -221,7 +223,7 @@ class _Matching:
     def take(self, row: Row, said: str) -> Iterator[Row]:
         """Rows that match, of those that were held back until now."""
         self._rows.append(row)
-        self._texts.append(said[:MATCHED].encode("utf-8", "replace").decode())
+        self._texts.append(said.encode("utf-8", "replace").decode())
         self._size += len(self._texts[-1]) + 16
         return self.rest() if self._size >= MATCHED_AT_ONCE else iter(())
 
