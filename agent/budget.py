@@ -73,6 +73,12 @@ class Budget:
         found = [seconds for seconds in limits if seconds is not None]
         return min(found) - self._reserved if found else None
 
+    def whole(self) -> float | None:
+        """Seconds that a new call of the same length would have for its stages; None where that is not limited."""
+        limits = (self._seconds, self._gpu_left())
+        found = [seconds for seconds in limits if seconds is not None]
+        return min(found) - self._reserved if found else None
+
     @contextmanager
     def using_gpus(self) -> Iterator[None]:
         """What happens in here uses the GPUs."""

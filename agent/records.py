@@ -196,14 +196,24 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 class MiniRun(msgspec.Struct, frozen=True, kw_only=True):
     """A few steps at the full sequence length: does it start, fit and learn at all?
 
-    `reused_from` names the trial whose mini-run had the same shape (model, method, batch, lengths).
+    Attributes:
+        shape: Equal where a mini-run would find the same (model, method, batch, lengths).
+        seconds: Of the whole job. step_seconds: of one optimizer step on the longest rows.
+        accumulation: Batches that such a step sums.
+        startup: Seconds before and after the steps: imports, loading, tokenizing, saving.
+        reused_from: The trial whose mini-run had the same shape.
+        changed: Keys that had to be changed for it to fit into memory; the training keeps them. why: In words.
     """
 
     shape: str
     steps: int
     seconds: float
     step_seconds: float | None = None
+    accumulation: int = 1
+    startup: float = 0.0
     reused_from: int | None = None
+    changed: dict[str, Value] = {}
+    why: str = ""
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -220,6 +230,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         path: The directory. weights: sha256 over its weight files.
         adapter: True where `path` holds a PEFT adapter and the base is needed beside it.
         versions: Versions of the packages that wrote it ("transformers", ...).
+        changed: Keys that were trained with other values than the recipe's, for memory or time. why: In words.
     """
 
     path: str
@@ -229,6 +240,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     seconds: float = 0.0
     versions: dict[str, str] = {}
+    changed: dict[str, Value] = {}
+    why: str = ""
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,6 +278,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"trial {self.number} must have either a comparison or a failure")
         if self.comparison is not None and not (self.scores and self.proposal and self.checkpoint):
             raise ValueError(f"trial {self.number} has a comparison without proposal, checkpoint or scores")
+
+    @property
+    def trained(self) -> Recipe | None:
+        """What was really trained: the proposal's recipe, with what memory or time had changed."""
+        if self.proposal is None or self.checkpoint is None or not self.checkpoint.changed:
+            return self.proposal.recipe if self.proposal else None
+        recipe = self.proposal.recipe
+        return msgspec.structs.replace(recipe, train=recipe.train | self.checkpoint.changed)
 
     @property
     def mean(self) -> float | None:

@@ -100,6 +100,14 @@ class StageBench:
         """Tell the person at the terminal."""
         self.view.say(message)
 
+    def left(self) -> float | None:
+        """Seconds that this call has left for the stage; None where they are not limited."""
+        return self.budget.left()
+
+    def whole(self) -> float | None:
+        """Seconds that a new call of the same length would have for it; None where they are not limited."""
+        return self.budget.whole()
+
 
 class Study:
     """One study and one call's work on it.
@@ -297,8 +305,11 @@ class Study:
         """
         assert winner.checkpoint is not None
         assert winner.proposal is not None
-        recipe = f"# {self.name}, trial {winner.number}\n" + yaml.safe_dump(
-            {**winner.proposal.recipe.train, "seed": winner.proposal.recipe.seed}, sort_keys=True
+        trained = winner.trained
+        assert trained is not None
+        why = f"# {winner.checkpoint.why}\n" if winner.checkpoint.why else ""
+        recipe = f"# {self.name}, trial {winner.number}\n{why}" + yaml.safe_dump(
+            {**trained.train, "seed": trained.seed}, sort_keys=True
         )
         marker = output / "recipe.yaml"
         gone = not Path(winner.checkpoint.path).is_dir()

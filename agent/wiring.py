@@ -40,7 +40,7 @@ from agent.run.mounts import let_jobs_read
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, holder, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
-from scenarios.finetune import contamination, data, footprint, template_check, training
+from scenarios.finetune import contamination, data, estimate_rules, footprint, template_check, training
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.space import default_space
 from scenarios.finetune.training import TrainingPlan
@@ -231,6 +231,7 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
         device="cuda" if machine.gpus else "cpu",
         gpus=max(1, len(machine.gpus)),
         gpu_memory=min(machine.gpus, default=0),
+        memory=estimate_rules.memory_for_training(machine),
         disk=settings.trial_disk_bytes,
     )
     footprint.require_possible(plan)

@@ -575,7 +575,7 @@ def picky(request: ChatRequest) -> ChatAnswer:
 def test_all_that_is_refused_is_left_out_and_remembered() -> None:
     asked = [{"role": "system", "content": "You are."}, {"role": "user", "content": "Say."}]
     with ChatServer(picky) as server:
-        chat = model(server.url, effort="low", money=Money(limit=1.0))
+        chat = model(server.url, effort="low", price=Price(input=1.0, output=1.0), money=Money(limit=1.0))
         assert chat.complete(asked, SCHEMA, {"top_p": 0.9}).data == {"a": 1}
         assert len(server.requests) <= 8
         before = len(server.requests)
@@ -590,9 +590,9 @@ def test_all_that_is_refused_is_left_out_and_remembered() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "max_tokens is too large: 16384. This model supports at most 4096 completion tokens, whereas you provided 16384.",
-        "This model's maximum context length is 8192 tokens. However, you requested 17000 tokens (16384 in completion).",
-        "'max_tokens' or 'max_completion_tokens' is too large: 16384. This model's maximum context length is 8192 tokens",
+        "max_tokens is too large: 16384. This model supports at most 4096 completion tokens.",
+        "This model's maximum context length is 8192 tokens. However, you requested 17000 (16384 in completion).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 16384. The maximum context length is 8192",
     ],
 )
 def test_a_limit_above_the_models_own_is_left_to_the_model(words: str) -> None:
@@ -600,7 +600,8 @@ def test_a_limit_above_the_models_own_is_left_to_the_model(words: str) -> None:
         return ChatAnswer(status=400, error=words) if "max_tokens" in request.body else GOOD
 
     with ChatServer(answer) as server:
-        assert model(server.url, money=Money(limit=1.0)).complete(ASK, SCHEMA).data == {"a": 1}
+        chat = model(server.url, price=Price(input=1.0, output=1.0), money=Money(limit=1.0))
+        assert chat.complete(ASK, SCHEMA).data == {"a": 1}
     assert len(server.requests) == 2
 
 

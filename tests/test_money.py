@@ -184,6 +184,14 @@ def test_without_a_limit_nothing_is_reserved_and_no_reply_is_cut() -> None:
     assert money.spent == pytest.approx((100 * 10 + 20 * 30) / 1e6)
 
 
+def test_what_is_free_is_neither_counted_nor_cut() -> None:
+    money = Money(limit=1e-9)
+    with ChatServer(always(GOOD)) as server:
+        chat = ChatModel(Endpoint(base_url=server.url, model="m"), Price(input=0.0, output=0.0), money=money)
+        assert chat.complete(ASK, {}).usage.cost == 0.0
+    assert "max_tokens" not in server.requests[0].body
+
+
 def test_many_threads_spend_no_more_than_there_is() -> None:
     money, done = Money(limit=1.0), []
 

@@ -110,7 +110,7 @@ class Toy:
     ) -> MiniRun:
         return MiniRun(shape="toy", steps=1, seconds=0.0)
 
-    def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
         model = bench.directory / "model"
         code = (
             f"import pathlib, sys, time; print('training', flush=True); time.sleep({self.seconds}); "

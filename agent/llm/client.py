@@ -220,9 +220,10 @@ class ChatModel:
         request.extensions["trace"] = trace
 
     def _bounded(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, with a longest reply where money is limited."""
-        bounded = self._money.limit is None or "max_tokens" in options or "max_completion_tokens" in options
-        return dict(options) if bounded else {**options, "max_tokens": MAX_OUTPUT}
+        """The options, with a longest reply where its cost is limited."""
+        counts = self._money.limit is not None and bool(self._price.output)
+        bounded = "max_tokens" in options or "max_completion_tokens" in options
+        return {**options, "max_tokens": MAX_OUTPUT} if counts and not bounded else dict(options)
 
     def _paid(self, form: Form, request: dict[str, Any], asked: Mapping[str, Any]) -> tuple[_Answer | _Lost, Usage]:
         """One HTTP request, whose highest cost is reserved before it is sent, and what it consumed."""

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from agent.hardware import Hardware
 from agent.records import Recipe
-from scenarios.finetune.arguments import canonical
+from agent.run.lock import RESERVE
+from scenarios.finetune.arguments import Argument, canonical
 from scenarios.finetune.estimate import Estimate, estimate
 from scenarios.finetune.estimate_shapes import Shapes, read_shapes
 from scenarios.finetune.keys import OPEN
@@ -25,7 +27,22 @@ LORA_RANK = 8
 """LLaMA-Factory's default."""
 LARGEST = ("logits", "activations", "optimizer", "weights", "gradients", "reference")
 
+UNREFUSED = 2 << 30
+"""Bytes that any machine is taken to have free for a training on its CPU."""
+
 Change = Mapping[str, Any]
+
+
+def memory_for_training(machine: Hardware) -> int | None:
+    """Bytes that a training may hold on each device: the smallest GPU's, or what is free; None if unknown.
+
+    On a CPU no more than a container gets, and never less than `UNREFUSED`: what is free changes from minute to minute.
+    """
+    if machine.gpus:
+        return min(machine.gpus)
+    if machine.free is None:
+        return None
+    return max(UNREFUSED, min(machine.free, machine.memory - min(RESERVE, machine.memory // 8)))
 
 
 def needed(recipe: Recipe, plan: TrainingPlan) -> Estimate | None:
@@ -61,12 +78,16 @@ def problem(recipe: Recipe, plan: TrainingPlan, available_bytes: int) -> str | N
     return f"{said}, and no batch, length or method makes it fit: a smaller model is needed"
 
 
-def after_oom(recipe: Recipe) -> Recipe | None:
+def after_oom(recipe: Recipe, known: Mapping[str, Argument] | None = None) -> Recipe | None:
     """The recipe with half the batch and twice the accumulation, which trains the same; None where there is no half.
 
     An odd batch is divided by its smallest divisor, so that as many rows go into each update as before.
+
+    Args:
+        recipe: What ran out of memory.
+        known: The arguments of the LLaMA-Factory that trains (`TrainingPlan.arguments`).
     """
-    batch, summed = int(_number(recipe, BATCH)), int(_number(recipe, SUMMED))
+    batch, summed = (int(_number(recipe, key, known)) for key in (BATCH, SUMMED))
     smaller = _divided(batch, summed)
     return None if smaller is None else msgspec.structs.replace(recipe, train=recipe.train | smaller)
 
@@ -127,7 +148,7 @@ def _estimate(model: Shapes, recipe: Recipe, plan: TrainingPlan, change: Change)
 
 def _keys(recipe: Recipe, plan: TrainingPlan) -> dict[str, Any]:
     """As `training.config` lays them over each other."""
-    return defaults(recipe, plan) | canonical(recipe.train)
+    return defaults(recipe, plan) | canonical(recipe.train, plan.arguments)
 
 
 def longest_tokens(longest: Path) -> int | None:
@@ -151,9 +172,9 @@ def _shapes(plan: TrainingPlan) -> Shapes | None:
         return None
 
 
-def _number(recipe: Recipe, key: str) -> float:
+def _number(recipe: Recipe, key: str, known: Mapping[str, Argument] | None) -> float:
     """A key's value, or its default as in `training.defaults`."""
-    value = canonical({key: recipe.train[key]})[key] if key in recipe.train else {BATCH: 8, SUMMED: 1}[key]
+    value = canonical({key: recipe.train[key]}, known)[key] if key in recipe.train else {BATCH: 8, SUMMED: 1}[key]
     assert isinstance(value, int | float)
     return value
 

@@ -76,17 +76,18 @@ def verdict(*, step_seconds: float, steps: int, epochs: float, seconds: float, s
     )
 
 
-def hopeless(done: int, steps: int, elapsed: float, seconds_left: float) -> str | None:
+def hopeless(done: int, steps: int, elapsed: float, seconds_left: float, *, untimed: int = 0) -> str | None:
     """Why a running training cannot end in time; None where it can, or where it is too early to tell.
 
     Args:
-        done: Steps that took `elapsed` seconds, counted from the first step's start. steps: of the whole training.
+        done: Steps that took `elapsed` seconds. steps: of the whole training.
         seconds_left: Until the deadline.
+        untimed: Steps before those, which neither number counts.
     """
     if done < max(WARMED_STEPS, WARMED_SHARE * steps) or done >= steps:
         return None
     remaining = (steps - done) * elapsed / done
     if remaining <= max(0.0, seconds_left) * TOLERANCE:
         return None
-    left = max(0.0, seconds_left)
-    return f"after {done} of {steps} steps the rest would take {remaining:.0f} s, and {left:.0f} s are left"
+    so_far, left = f"after {untimed + done} of {untimed + steps} steps", max(0.0, seconds_left)
+    return f"{so_far} the rest would take {remaining:.0f} s, and {left:.0f} s are left"
