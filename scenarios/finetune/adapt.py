@@ -18,12 +18,14 @@ from agent.records import Checkpoint, MiniRun, Recipe, Value
 from scenarios import Bench
 from scenarios.finetune import outputs, training
 from scenarios.finetune.arguments import canonical
-from scenarios.finetune.estimate_rules import after_oom
+from scenarios.finetune.estimate_rules import BATCH, SUMMED, after_oom
 from scenarios.finetune.estimate_time import LEAST_SHARE, hopeless, projected_seconds, steps_of, verdict
 from scenarios.finetune.training import TrainingPlan, defaults
 
 SURE = 0.9
-"""Share of a new call's time in which a training must fit for it to be left to that call."""
+"""Share of the time in which a training must fit that is begun once more, now or by a new call."""
+WARM = 0.5
+"""Share of a mini-run's seconds a step that a training's steps take at least: the first is slow (the demo: 0.53)."""
 
 
 def mini_run(bench: Bench, recipe: Recipe, plan: TrainingPlan, earlier: Sequence[tuple[int, MiniRun]]) -> MiniRun:
@@ -54,24 +56,32 @@ def train(bench: Bench, recipe: Recipe, plan: TrainingPlan, measured: MiniRun) -
         TrialFailed: Also "train:timeout" for a training that cannot end in time, as early as that is known.
         BudgetEnded: The call has too little time left, and another one of its length would have enough.
     """
-    started = time.monotonic()
+    began = time.monotonic()
     asked = msgspec.structs.replace(recipe, train=recipe.train | measured.changed)
     fitted, shorter = in_time(bench, asked, plan, measured)
-    whys = [why for why in (measured.why, shorter) if why]
+    whys, halved, restarted = [why for why in (measured.why, shorter) if why], measured.why, False
     if shorter:
         bench.say(shorter)
-    try:
-        with _again(measured.why):
-            made = _timed(bench, fitted, plan)
-    except TrialFailed as failed:
-        if measured.changed:
-            raise
-        fitted, why = _smaller(bench, fitted, plan, failed)
-        whys.append(why)
-        left = max(1.0, plan.full_timeout - (time.monotonic() - started))
-        with _again(why):
-            made = _timed(bench, fitted, msgspec.structs.replace(plan, full_timeout=left))
-    return msgspec.structs.replace(made, changed=_changed(recipe, fitted, plan), why="; ".join(whys))
+    while True:
+        spent = time.monotonic() - began
+        pace = Pace(bench.directory / "model", lambda: _limit(bench, plan.full_timeout - (time.monotonic() - began))[0])
+        try:
+            with _again(halved):
+                left = max(1.0, plan.full_timeout - spent)
+                made = training.train(bench, fitted, msgspec.structs.replace(plan, full_timeout=left), pace)
+        except TrialFailed as failed:
+            if failed.kind == "train:oom" and not halved:
+                fitted, why = _smaller(bench, fitted, plan, failed)
+                halved = why
+            elif pace.slow is not None and failed.kind == "train:timeout":
+                left = plan.full_timeout - (time.monotonic() - began)
+                fitted, why = _fewer(bench, asked, fitted, plan, pace.slow, left, failed, restarted=restarted)
+                restarted = True
+            else:
+                raise
+            whys.append(why)
+        else:
+            return msgspec.structs.replace(made, changed=_changed(recipe, fitted, plan), why="; ".join(whys))
 
 
 def in_time(bench: Bench, recipe: Recipe, plan: TrainingPlan, measured: MiniRun) -> tuple[Recipe, str]:
@@ -85,7 +95,7 @@ def in_time(bench: Bench, recipe: Recipe, plan: TrainingPlan, measured: MiniRun)
     rows = int(keys["per_device_train_batch_size"]) * int(keys["gradient_accumulation_steps"])
     epochs = float(keys["num_train_epochs"])
     steps = steps_of(plan.data.rows, rows, epochs, gpus=plan.gpus)
-    step = measured.step_seconds * _typical(plan)
+    step = measured.step_seconds * WARM * _typical(plan)
     seconds, whose = _limit(bench, plan.full_timeout)
     found = verdict(step_seconds=step, steps=steps, epochs=epochs, seconds=seconds, startup=measured.startup)
     if found.action == "run":
@@ -97,8 +107,21 @@ def in_time(bench: Bench, recipe: Recipe, plan: TrainingPlan, measured: MiniRun)
     return msgspec.structs.replace(recipe, train=recipe.train | {"num_train_epochs": found.epochs}), why
 
 
+class Slow(msgspec.Struct, frozen=True, kw_only=True):
+    """A training that cannot end in time, as its steps but the first show: seconds and steps of the whole of it."""
+
+    step_seconds: float
+    steps: int
+    startup: float
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it takes."""
+        return projected_seconds(self.step_seconds, self.steps, self.startup)
+
+
 class Pace:
-    """Asked while a training runs: why it cannot end in time, from the speed of its steps but the first.
+    """Asked while a training runs: why it cannot end in time.
 
     Args:
         model: Where it logs. left: Seconds until it must have ended. clock: Monotonic seconds.
@@ -106,10 +129,10 @@ class Pace:
 
     def __init__(self, model: Path, left: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
         self._model, self._left, self._clock = model, left, clock
+        self._began = clock()
         self._first: tuple[int, float] | None = None
         self._last = 0
-        self.rest: float | None = None
-        """Seconds that a hopeless training would still have taken."""
+        self.slow: Slow | None = None
 
     def __call__(self) -> str | None:
         """The reason; None where it can, or where that is not known."""
@@ -125,25 +148,42 @@ class Pace:
         done, elapsed = step - first, now - since
         reason = hopeless(done, steps - first, elapsed, self._left(), untimed=first)
         if reason is not None:
-            self.rest = (steps - step) * elapsed / done
+            self.slow = Slow(step_seconds=elapsed / done, steps=steps, startup=since - self._began)
         return reason
 
 
-def _timed(bench: Bench, recipe: Recipe, plan: TrainingPlan) -> Checkpoint:
-    """Train, and stop as soon as it is plain that it cannot end in time."""
-    started = time.monotonic()
+def _fewer(
+    bench: Bench,
+    asked: Recipe,
+    recipe: Recipe,
+    plan: TrainingPlan,
+    slow: Slow,
+    left: float,
+    failed: TrialFailed,
+    *,
+    restarted: bool,
+) -> tuple[Recipe, str]:
+    """The recipe with as few epochs as end in the time that is left, and why; raises where those are too few.
 
-    def limit() -> tuple[float, str]:
-        return _limit(bench, plan.full_timeout - (time.monotonic() - started))
+    Args:
+        asked: With the epochs that were asked for. recipe: What is too slow. slow: How slow.
+        left: Seconds until FT_FULL_TIMEOUT. failed: What ended it. restarted: It was begun anew for that before.
+    """
+    seconds, whose = _limit(bench, left)
+    epochs, wanted = (_epochs(one, plan) for one in (recipe, asked))
+    found = verdict(
+        step_seconds=slow.step_seconds, steps=slow.steps, epochs=epochs, seconds=SURE * seconds, startup=slow.startup
+    )
+    if restarted or found.action != "shorten" or found.epochs < LEAST_SHARE * wanted:
+        raise _too_late(bench, plan, slow.seconds, f"{failed.reason} ({whose})", failed.tail)
+    why = f"{failed.reason} ({whose}): num_train_epochs {epochs:g} -> {found.epochs:g}"
+    bench.say(f"{why}; trying that")
+    _clear(bench, "train-too-slow.log")
+    return msgspec.structs.replace(recipe, train=recipe.train | {"num_train_epochs": found.epochs}), why
 
-    pace = Pace(bench.directory / "model", lambda: limit()[0])
-    try:
-        return training.train(bench, recipe, plan, pace)
-    except TrialFailed as failed:
-        if pace.rest is None or failed.kind != "train:timeout":
-            raise
-        needed = time.monotonic() - started + pace.rest
-        raise _too_late(bench, plan, needed, f"{failed.reason} ({limit()[1]})", failed.tail) from None
+
+def _epochs(recipe: Recipe, plan: TrainingPlan) -> float:
+    return float((defaults(recipe, plan) | canonical(recipe.train, plan.arguments))["num_train_epochs"])
 
 
 def _limit(bench: Bench, deadline: float) -> tuple[float, str]:
@@ -167,12 +207,17 @@ def _smaller(bench: Bench, recipe: Recipe, plan: TrainingPlan, failed: TrialFail
         raise failed
     why = _halved(recipe, _changed(recipe, smaller, plan), plan)
     bench.say(f"{why}; trying that")
+    _clear(bench, "train-out-of-memory.log")
+    return smaller, why
+
+
+def _clear(bench: Bench, name: str) -> None:
+    """Remove what a failed attempt left, but for its log, which gets this name."""
     for leftover in ("model", "data"):
         shutil.rmtree(bench.directory / leftover, ignore_errors=True)
     log = bench.directory / "train.log"
     if log.is_file() and not log.is_symlink():
-        log.replace(bench.directory / "train-out-of-memory.log")
-    return smaller, why
+        log.replace(bench.directory / name)
 
 
 @contextmanager
@@ -188,7 +233,7 @@ def _again(why: str) -> Iterator[None]:
 
 def _halved(recipe: Recipe, changed: Mapping[str, Value], plan: TrainingPlan) -> str:
     keys = defaults(recipe, plan) | canonical(recipe.train, plan.arguments)
-    return "out of memory: " + " and ".join(f"{key} {keys[key]} -> {value}" for key, value in changed.items())
+    return "out of memory: " + " and ".join(f"{key} {keys[key]} -> {changed[key]}" for key in (BATCH, SUMMED))
 
 
 def _changed(asked: Recipe, trained: Recipe, plan: TrainingPlan) -> dict[str, Value]:
