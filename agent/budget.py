@@ -1,11 +1,13 @@
-"""What one call may spend: trials, stages and active seconds, all reserved before they are spent."""
+"""What one call may spend: trials, stages, active seconds, GPU time and money, all reserved before they are spent."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from agent.errors import BudgetEnded
+from agent.money import Money
 
 
 class Budget:
@@ -16,6 +18,9 @@ class Budget:
         stages: Stages that may still be completed; None means no limit.
         seconds: Active time of this call; None means no limit.
         clock: Monotonic seconds.
+        gpus: GPUs that every job may use.
+        gpu_seconds: GPU time that is left of the study's; None means no limit, and so does a machine without GPUs.
+        money: What the study may spend on language models.
     """
 
     def __init__(
@@ -24,11 +29,20 @@ class Budget:
         stages: int | None = None,
         seconds: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        gpus: int = 0,
+        gpu_seconds: float | None = None,
+        money: Money | None = None,
     ) -> None:
         self._trials = trials
         self._stages = stages
         self._seconds = seconds
         self._clock = clock
+        self._gpus = gpus
+        self._gpu_seconds = gpu_seconds if gpus else None
+        self._gpu_used = 0.0  # by stages that ended; of one that runs, since when:
+        self._gpu_since: float | None = None
+        self.money = money or Money()
         self._started = clock()
         self._reserved = 0.0
         self._reserved_for = ""
@@ -56,18 +70,46 @@ class Budget:
         self._reserved = 0.0
 
     def left(self) -> float | None:
-        """Seconds that a stage may still use; None where time is not limited."""
-        return None if self._seconds is None else self._seconds - self._reserved - self.spent()
+        """Seconds that a stage may still use; None where neither time nor GPU time is limited."""
+        limits = (None if self._seconds is None else self._seconds - self.spent(), self._gpu_left())
+        found = [seconds for seconds in limits if seconds is not None]
+        return min(found) - self._reserved if found else None
+
+    def whole(self) -> float | None:
+        """Seconds that a new call of the same length would have for its stages; None where that is not limited."""
+        limits = (self._seconds, self._gpu_left())
+        found = [seconds for seconds in limits if seconds is not None]
+        return min(found) - self._reserved if found else None
+
+    @contextmanager
+    def using_gpus(self) -> Iterator[None]:
+        """What happens in here uses the GPUs."""
+        self._gpu_since = self._clock()
+        try:
+            yield
+        finally:
+            self._gpu_used += (self._clock() - self._gpu_since) * self._gpus
+            self._gpu_since = None
+
+    def _gpu_left(self) -> float | None:
+        """Seconds that all the GPUs may still be used; None where that is not limited."""
+        if self._gpu_seconds is None:
+            return None
+        now = 0.0 if self._gpu_since is None else self._clock() - self._gpu_since
+        return (self._gpu_seconds - self._gpu_used) / self._gpus - now
 
     def over(self) -> str | None:
         """Why the time is over, or None."""
         left = self.left()
         if left is None or left > 0:
             return None
+        kept = f" ({self._reserved:.0f} s are kept for {self._reserved_for})" if self._reserved else ""
+        gpu = self._gpu_left()
+        if gpu is not None and gpu - self._reserved <= 0:
+            return f"the study's GPU hours are used (FT_MAX_GPU_HOURS){kept}"
         if self._seconds is not None and 0 < self._seconds <= self._reserved:
             kept = f"{self._reserved:.0f} s are kept for {self._reserved_for}"
             return f"a call of {self._seconds:.0f} s is too short: {kept}"
-        kept = f" ({self._reserved:.0f} s are kept for {self._reserved_for})" if self._reserved else ""
         return f"the call's time is over{kept}"
 
     def before_trial(self) -> None:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from agent import hub
+from agent.chat import chosen_endpoint
 from agent.errors import BudgetEnded, MachineError, UsageError
 from agent.gather import DEFAULT_MODEL
 from agent.hardware import Hardware
 from agent.hub.client import amount
 from agent.report.words import count
 from agent.settings import LAYOUT, PREFIX, Endpoint, Settings
-from agent.wiring import chosen_endpoint
 from scenarios.finetune.benchmarks import data_directory, needs_judge, require_known
 from scenarios.finetune.models import choose_model
 from scenarios.finetune.registry import REGISTRY

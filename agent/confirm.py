@@ -8,7 +8,7 @@ import msgspec
 
 from agent.errors import TrialFailed
 from agent.journal import confirm_stage
-from agent.records import Checkpoint, Comparison, Scores, Trial
+from agent.records import Checkpoint, Comparison, MiniRun, Scores, Trial
 from agent.report.words import mean, relation
 from agent.study import Lab
 
@@ -30,11 +30,12 @@ def confirm(lab: Lab) -> None:
 def _once(lab: Lab, winner: Trial, index: int, base: Scores) -> None:
     """One training from the seed that is `index` further, scored afresh and compared with the base."""
     study, scenario, number = lab.study, lab.scenario, winner.number
-    assert winner.proposal is not None
-    recipe = winner.proposal.recipe
+    recipe, measured = winner.trained, study.journal.state.result(number, "mini-run", MiniRun)
+    assert recipe is not None
+    assert measured is not None
     other = msgspec.structs.replace(recipe, seed=recipe.seed + index)
     checkpoint = study.stage(
-        number, confirm_stage(index, "train"), lambda bench: scenario.train(bench, other), Checkpoint
+        number, confirm_stage(index, "train"), lambda bench: scenario.train(bench, other, measured), Checkpoint
     )
     scores = study.stage(
         number,

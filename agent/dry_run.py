@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent import hub
+from agent.chat import chosen_endpoint, price, price_in_words, require_proposer
 from agent.errors import UsageError
 from agent.gather import DEFAULT_MODEL, benchmark_names
 from agent.llm import Endpoint
@@ -15,7 +16,6 @@ from agent.records import STAGES
 from agent.report.words import count, duration
 from agent.ruler import sensitivity
 from agent.settings import Settings, load
-from agent.wiring import chosen_endpoint
 from scenarios.finetune import data, demo
 from scenarios.finetune.measures import measures, require_names
 from scenarios.finetune.registry import REGISTRY
@@ -37,7 +37,7 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "questions", "all" if limit is None else f"{limit} of each {'' if pool else 'half of a '}benchmark"
     yield from (("", line) for line in _shown(options, settings))
     yield "runner", {"auto": "docker if an engine answers, else local"}.get(settings.runner, settings.runner)
-    yield "proposer", _proposer(settings)
+    yield "proposer", _proposer(options, settings)
     yield "budget", _budget(options)
     yield "first", f"score the base on {'the search benchmarks' if pool else 'the search half of each benchmark'}"
     yield "each trial", " -> ".join(STAGES)
@@ -123,12 +123,15 @@ def _shown(options: LoopOptions, settings: Settings) -> Iterator[str]:
     yield from (*found.notes, *sensitivity(found, settings))
 
 
-def _proposer(settings: Settings) -> str:
+def _proposer(options: LoopOptions, settings: Settings) -> str:
+    require_proposer(options, settings)
+    if options.replay is not None:
+        return f"a language model, replayed from {options.replay}"
     configured = chosen_endpoint(settings)
     if configured is None:
         return "tpe"
     endpoint = Endpoint.of(configured)
-    return f"{endpoint.model} at {endpoint.address}"
+    return f"{endpoint.model} at {endpoint.address}, {price_in_words(price(settings, endpoint))}"
 
 
 def _budget(options: LoopOptions) -> str:

@@ -19,6 +19,7 @@ import msgspec
 
 from agent.errors import MachineError, StudyError
 from agent.records import (
+    HOST_STAGES,
     STAGES,
     Checkpoint,
     Comparison,
@@ -61,6 +62,7 @@ class CallStarted(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", 
     loop_n: int | None
     step_n: int | None
     timeout: float | None
+    gpus: int = 0
 
 
 class CallEnded(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="call ended"):
@@ -164,6 +166,7 @@ class Call:
     number: int
     loop_n: int | None
     step_n: int | None
+    gpus: int = 0
     trials: int = 0
     stages: int = 0
     ended: str | None = None
@@ -189,6 +192,7 @@ class State:
     usage: Usage = field(default_factory=Usage)
     judging: Usage = field(default_factory=Usage)
     seconds: float = 0.0
+    gpu_seconds: float = 0.0
     _trial_seconds: dict[int, float] = field(default_factory=dict)
 
     def result(self, trial: int, stage: str, kind: type[Record]) -> Record | None:
@@ -208,7 +212,7 @@ class State:
             case StudyOpened():
                 self.study, self.identity = event.study, event.identity
             case CallStarted():
-                self.calls.append(Call(number=event.call, loop_n=event.loop_n, step_n=event.step_n))
+                self.calls.append(Call(event.call, event.loop_n, event.step_n, event.gpus))
             case CallEnded():
                 self.calls[-1].ended = event.reason
             case StageStarted():
@@ -232,6 +236,8 @@ class State:
     def _end_stage(self, event: StageEnded) -> None:
         self.running = None
         self.seconds += event.seconds
+        if self.calls and event.stage not in HOST_STAGES:
+            self.gpu_seconds += event.seconds * self.calls[-1].gpus
         self._trial_seconds[event.trial] = self._trial_seconds.get(event.trial, 0.0) + event.seconds
         if event.usage is not None and event.stage == "propose":
             self.usage = self.usage + event.usage

@@ -18,7 +18,19 @@ from collections.abc import Sequence
 from agent.confirm import confirm
 from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, SettingError, TrialFailed
 from agent.options import parse
-from agent.records import Checked, Checkpoint, Comparison, History, MiniRun, Proposal, Score, Scores, Sealed, Trial
+from agent.records import (
+    Checked,
+    Checkpoint,
+    Comparison,
+    Failure,
+    History,
+    MiniRun,
+    Proposal,
+    Score,
+    Scores,
+    Sealed,
+    Trial,
+)
 from agent.study import BASE, Lab
 
 IN_A_ROW = 5
@@ -119,8 +131,10 @@ def run_trial(lab: Lab) -> Trial:
         proposal = study.stage(number, "propose", lambda _: lab.proposer.propose(history, ()), Proposal)
         recipe = proposal.recipe
         study.stage(number, "check", lambda _: scenario.check(recipe), Checked)
-        study.stage(number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, *study.ran()), MiniRun)
-        checkpoint = study.stage(number, "train", lambda bench: scenario.train(bench, recipe), Checkpoint)
+        measured = study.stage(
+            number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, *study.ran()), MiniRun
+        )
+        checkpoint = study.stage(number, "train", lambda bench: scenario.train(bench, recipe, measured), Checkpoint)
         (against, best), nth = history.incumbent, history.compared + 1
         scores = study.stage(number, "bench", lambda bench: scenario.score(bench, checkpoint, best, nth), Scores)
         study.stage(number, "accept", lambda _: scenario.compare(scores.scores, best, against, nth), Comparison)
@@ -149,14 +163,23 @@ def rescore_best(lab: Lab) -> None:
 
 def stop_if_no_recipe_helps(history: History) -> None:
     """End the call where trial after trial fails in the same words: then it is not the recipes."""
-    last = [(t.failure.kind, t.failure.reason) if t.failure else None for t in history.trials[-IN_A_ROW:]]
+    last = [t.failure for t in history.trials[-IN_A_ROW:]]
     first = last[0]
-    if len(last) < IN_A_ROW or first is None or any(one != first for one in last) or first[0].startswith("train:o"):
+    if len(last) < IN_A_ROW or first is None or any(_words(one) != _words(first) for one in last):
+        return
+    if first.kind == "train:oom":
         return
     raise SettingError(
-        f"the last {IN_A_ROW} trials failed in the same words ({first[0]}): {first[1]}",
+        f"the last {IN_A_ROW} trials failed in the same words ({first.kind}): {first.reason}",
         "no recipe is going to help: look at the log of the last trial, and at settings such as FT_TEMPLATE",
     )
+
+
+def _words(failure: Failure | None) -> tuple[str, ...] | None:
+    """What makes two failures the same; trainings that are too long differ in their numbers alone."""
+    if failure is None:
+        return None
+    return (failure.kind,) if failure.kind == "train:timeout" else (failure.kind, failure.reason)
 
 
 def stop_at_ceiling(lab: Lab) -> None:

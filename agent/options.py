@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -57,6 +58,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
         config: YAML file with settings.
         seed: Seed of the proposer.
         columns: Role -> column of the data set ("prompt" -> "problem").
+        llm: "replay:FILE": a study's transcript takes the place of the language model.
         unsafe_local: The local runner may run code that a language model wrote, with all of the user's rights.
     """
 
@@ -71,6 +73,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
     proposer: str | None = None
     seed: int | None = None
     columns: dict[str, str] | None = None
+    llm: str | None = None
     unsafe_local: bool = False
     dry_run: bool = False
 
@@ -83,6 +86,11 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
             "columns": self.columns,
         }
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def replay(self) -> Path | None:
+        """The transcript that is replayed; None where a model is asked."""
+        return Path(self.llm.removeprefix("replay:")).expanduser() if self.llm else None
 
 
 def parse(argv: Sequence[str] | None = None, prog: str | None = None) -> LoopOptions:
@@ -115,6 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--runner", choices=RUNNERS, help="where jobs run (default: auto: docker if an engine answers, else local)")
     add(
         "--proposer", choices=PROPOSERS, help="who proposes (default: auto: llm if an endpoint is configured, else tpe)"
+    )
+    add(
+        "--llm",
+        type=_replay,
+        metavar="replay:FILE",
+        help="propose what the language model of another study said, from its transcript.jsonl; no network is used",
     )
     add("--seed", type=_seed, metavar="N", help="seed of the proposer (default: 0)")
     add(
@@ -172,6 +186,12 @@ def _whole(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse_whole
+
+
+def _replay(text: str) -> str:
+    if not text.removeprefix("replay:") or not text.startswith("replay:"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not replay:FILE, as in replay:studies/NAME/transcript.jsonl")
+    return text
 
 
 _count = _whole(1)

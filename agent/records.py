@@ -15,6 +15,8 @@ Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
 Stage = Literal["propose", "check", "mini-run", "train", "bench", "accept"]
 STAGES: tuple[Stage, ...] = ("propose", "check", "mini-run", "train", "bench", "accept")
+HOST_STAGES = ("propose", "check", "accept")
+"""Stages without a job: they use no GPU."""
 FailureKind = Literal[
     "proposal", "check", "data", "mini-run", "train:oom", "train:timeout", "train:exit", "bench", "judge"
 ]
@@ -195,14 +197,24 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 class MiniRun(msgspec.Struct, frozen=True, kw_only=True):
     """A few steps at the full sequence length: does it start, fit and learn at all?
 
-    `reused_from` names the trial whose mini-run had the same shape (model, method, batch, lengths).
+    Attributes:
+        shape: Equal where a mini-run would find the same (model, method, batch, lengths).
+        seconds: Of the whole job. step_seconds: of one optimizer step on the longest rows.
+        accumulation: Batches that such a step sums.
+        startup: Seconds before and after the steps: imports, loading, tokenizing, saving.
+        reused_from: The trial whose mini-run had the same shape.
+        changed: Keys that had to be changed for it to fit into memory; the training keeps them. why: In words.
     """
 
     shape: str
     steps: int
     seconds: float
     step_seconds: float | None = None
+    accumulation: int = 1
+    startup: float = 0.0
     reused_from: int | None = None
+    changed: dict[str, Value] = {}
+    why: str = ""
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -219,6 +231,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         path: The directory. weights: sha256 over its weight files.
         adapter: True where `path` holds a PEFT adapter and the base is needed beside it.
         versions: Versions of the packages that wrote it ("transformers", ...).
+        changed: Keys that were trained with other values than the recipe's, for memory or time. why: In words.
     """
 
     path: str
@@ -228,6 +241,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 0
     seconds: float = 0.0
     versions: dict[str, str] = {}
+    changed: dict[str, Value] = {}
+    why: str = ""
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +279,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"trial {self.number} must have either a comparison or a failure")
         if self.comparison is not None and not (self.scores and self.proposal and self.checkpoint):
             raise ValueError(f"trial {self.number} has a comparison without proposal, checkpoint or scores")
+
+    @property
+    def trained(self) -> Recipe | None:
+        """What was really trained: the proposal's recipe, with what memory or time had changed."""
+        if self.proposal is None or self.checkpoint is None or not self.checkpoint.changed:
+            return self.proposal.recipe if self.proposal else None
+        recipe = self.proposal.recipe
+        return msgspec.structs.replace(recipe, train=recipe.train | self.checkpoint.changed)
 
     @property
     def mean(self) -> float | None:

@@ -35,7 +35,7 @@ from agent.errors import MachineError, UsageError
 
 PREFIX = "FT_"
 LAYOUT = ("datasets", "models", "benchmarks", "output", "studies", "scores")
-_PATHS = ("file_path", "environments")
+_PATHS = ("file_path", "environments", "prices")
 _OPENAI = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_API_BASE")
 
 
@@ -131,9 +131,21 @@ class Settings(BaseSettings):
         default=None, description="Base URL of the agent's endpoint. Unset: OPENAI_BASE_URL, else OPENAI_API_BASE."
     )
     llm_timeout: Seconds = Field(default=300, description="Seconds to wait for one reply of an endpoint.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        default=None, description="How much the agent's model thinks, where it is a reasoning model. Unset: its own."
+    )
     price_input: Price = Field(default=None, description="Price of the agent's model in USD per million prompt tokens.")
     price_output: Price = Field(
         default=None, description="Price of the agent's model in USD per million completion tokens."
+    )
+    prices: Path | None = Field(
+        default=None, description="YAML file of prices, written as agent/llm/prices.yaml, which it overrides."
+    )
+    max_cost: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=None, description="US dollars that a study may spend on language models, over all calls."
+    )
+    max_gpu_hours: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=None, description="GPU hours that a study may use, over all calls: time of its stages times GPUs."
     )
     runner: Literal["auto", "local", "docker"] = Field(
         default="auto", description="Where jobs run: docker, local, or auto (docker if an engine answers)."
@@ -309,15 +321,15 @@ def load(cli: Mapping[str, Any], config: Path | None, environ: Mapping[str, str]
     return settings
 
 
-def _absolute(settings: Settings, name: str, given: Mapping[str, Given], cwd: Path) -> Path:
-    path: Path = getattr(settings, name)
+def _absolute(settings: Settings, name: str, given: Mapping[str, Given], cwd: Path) -> Path | None:
+    path: Path | None = getattr(settings, name)
+    if path is None:
+        return None
     try:
         return Path(os.path.normpath(cwd / path.expanduser()))
     except RuntimeError as error:
         origin = given[name].origin if name in given else "default"
-        raise UsageError(
-            f"{origin}: {PREFIX}{name.upper()}: '{path}': {error}", "write the directory in full"
-        ) from None
+        raise UsageError(f"{origin}: {PREFIX}{name.upper()}: '{path}': {error}", "write the path in full") from None
 
 
 def settings_table() -> list[tuple[str, str, str]]:

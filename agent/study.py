@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -30,7 +31,7 @@ from agent.journal import (
     encode,
 )
 from agent.propose import Proposer
-from agent.records import STAGES, Failure, History, MiniRun, Scores, Sealed, StudyReport, Trial, Usage
+from agent.records import HOST_STAGES, STAGES, Failure, History, MiniRun, Scores, Sealed, StudyReport, Trial, Usage
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory, replace_directory
@@ -92,6 +93,14 @@ class StageBench:
         """Tell the person at the terminal."""
         self.view.say(message)
 
+    def left(self) -> float | None:
+        """Seconds that this call has left for the stage; None where they are not limited."""
+        return self.budget.left()
+
+    def whole(self) -> float | None:
+        """Seconds that a new call of the same length would have for it; None where they are not limited."""
+        return self.budget.whole()
+
 
 class Study:
     """One study and one call's work on it.
@@ -116,7 +125,9 @@ class Study:
         self.over = False
         self._runner = runner
 
-    def start_call(self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None) -> None:
+    def start_call(
+        self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None, gpus: int = 0
+    ) -> None:
         """Record that this call begins, and whatever a killed call left unfinished."""
         if (running := self.journal.state.running) is not None:
             self._end_stage(running.trial, running.stage, "interrupted", 0.0)
@@ -132,6 +143,7 @@ class Study:
                 loop_n=loop_n,
                 step_n=step_n,
                 timeout=timeout,
+                gpus=gpus,
             )
         )
         for trial in self.journal.state.trials:  # a kill may have come between a trial's end and its pruning
@@ -176,7 +188,8 @@ class Study:
         started = time.monotonic()
         bench = self._bench(trial, stage)
         try:
-            result = work(bench)
+            with nullcontext() if stage in HOST_STAGES else self.budget.using_gpus():
+                result = work(bench)
         except TrialFailed as finding:
             failure = Failure(kind=finding.kind, reason=finding.reason, tail=finding.tail)  # type: ignore[arg-type]
             usage = _consumed(bench, finding)
@@ -287,8 +300,11 @@ class Study:
         """
         assert winner.checkpoint is not None
         assert winner.proposal is not None
-        recipe = f"# {self.name}, trial {winner.number}\n" + yaml.safe_dump(
-            {**winner.proposal.recipe.train, "seed": winner.proposal.recipe.seed}, sort_keys=True
+        trained = winner.trained
+        assert trained is not None
+        why = f"# {winner.checkpoint.why}\n" if winner.checkpoint.why else ""
+        recipe = f"# {self.name}, trial {winner.number}\n{why}" + yaml.safe_dump(
+            {**trained.train, "seed": trained.seed}, sort_keys=True
         )
         marker = output / "recipe.yaml"
         gone = not Path(winner.checkpoint.path).is_dir()

@@ -9,18 +9,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from agent import hardware, hub, llama_factory
 from agent.briefing import allowed_keys, study_brief
 from agent.budget import Budget
+from agent.chat import choose_model, left_in_words, limits_in_words, require_proposer, study_budget
 from agent.errors import MachineError, StudyError, UsageError
 from agent.gather import Subject, gather
 from agent.hardware import Hardware
 from agent.hub.client import amount
 from agent.journal import FORMAT, DataScanned, Journal, StudyOpened
+from agent.llm import ChatModel, Replay
 from agent.options import LoopOptions
 from agent.propose import Proposer, writer
 from agent.propose.tpe import Tpe
@@ -35,17 +37,13 @@ from agent.run import Runner, Say
 from agent.run.containers import DockerRunner
 from agent.run.gpus import environment_of_jobs
 from agent.run.mounts import let_jobs_read
-from agent.settings import Endpoint as ChatEndpoint
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, holder, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
-from scenarios.finetune import contamination, data, footprint, template_check, training
+from scenarios.finetune import contamination, data, estimate_rules, footprint, template_check, training
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.space import default_space
 from scenarios.finetune.training import TrainingPlan
-
-if TYPE_CHECKING:
-    from agent.llm import ChatModel
 
 
 @contextmanager
@@ -58,7 +56,7 @@ def connect(options: LoopOptions) -> Iterator[Lab]:
         with _terminated_like_ctrl_c():
             for note in settings.notes():
                 view.say(note)
-            chosen_endpoint(settings)  # refused now rather than after a download
+            require_proposer(options, settings)  # refused now rather than after a download
             machine = hardware.look(environment_of_jobs(os.environ, settings.gpus))
             runner = choose_runner(settings, view.say, unsafe_local=options.unsafe_local)
             subject = gather(options, settings, workspace, runner, machine, view)
@@ -91,8 +89,8 @@ def _at_work(
     trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
     if trials != options.loop_n or stages != options.step_n:
         view.say("the last call was killed: what it still owed is finished first, then what this one adds")
-    budget = Budget(trials, stages, options.timeout)
-    model = choose_chat_model(settings, budget, view.say)
+    budget = study_budget(options, settings, journal.state, machine, trials, stages)
+    model = choose_model(options, settings, budget, view.say)
     author = writer.author(model) if model else Tpe.name
     view.plan(_plan_rows(subject, plan, settings, machine, runner.name, author, trials, stages, options, paths))
     for line in (*subject.measures.notes, *sensitivity(subject.measures, settings)):
@@ -116,7 +114,9 @@ def _at_work(
     proposer = make_proposer(model, settings, subject, scenario, machine, budget, paths)
     study = Study(paths.root.name, paths, journal, runner, view, budget)
     budget.start()
-    study.start_call(proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages)
+    study.start_call(
+        proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages, gpus=len(machine.gpus)
+    )
     try:
         output = workspace.output(study.name)
         yield Lab(study=study, proposer=proposer, scenario=scenario, output=output, confirm=options.confirm)
@@ -233,6 +233,7 @@ def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths
         device="cuda" if machine.gpus else "cpu",
         gpus=max(1, len(machine.gpus)),
         gpu_memory=min(machine.gpus, default=0),
+        memory=estimate_rules.memory_for_training(machine),
         disk=settings.trial_disk_bytes,
     )
     footprint.require_possible(plan)
@@ -256,20 +257,8 @@ def ready(
     return trainer.runner, msgspec.structs.replace(plan, arguments=trainer.arguments)
 
 
-def choose_chat_model(settings: Settings, budget: Budget, say: Say) -> ChatModel | None:
-    """The language model that proposes, if an endpoint is configured; None for TPE. Says which and why."""
-    endpoint = chosen_endpoint(settings)
-    if endpoint is None:
-        reason = ", because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)"
-        say("proposer: tpe" + (reason if settings.proposer == "auto" else ""))
-        return None
-    model = chat_model(endpoint, settings, budget, say)
-    say(f"proposer: {settings.chat_model} at {model.endpoint.address}")
-    return model
-
-
 def make_proposer(
-    model: ChatModel | None,
+    model: ChatModel | Replay | None,
     settings: Settings,
     subject: Subject,
     scenario: FineTune,
@@ -280,37 +269,18 @@ def make_proposer(
     """The proposer for what may be trained: the language model where there is one, else TPE."""
     if model is None:
         return Tpe(default_space(), scenario.problems, settings.proposer_seed)
-    left = budget.left
     brief = study_brief(
         subject.dataset,
         subject.model,
         scenario.plan,
         subject.measures.all,
         machine,
-        lambda: "no time limit" if (seconds := left()) is None else f"{duration(seconds)} of this call are left",
+        lambda: left_in_words(budget),
         paths.contamination,
     )
     allowed = allowed_keys(scenario.plan.arguments)
-    return writer.Writer(model, brief, scenario.problems, allowed, transcript=paths.transcript)
-
-
-def chosen_endpoint(settings: Settings) -> ChatEndpoint | None:
-    """The endpoint of the language model that proposes; None where TPE does."""
-    endpoint = settings.chat_endpoint()
-    if settings.proposer == "llm" and endpoint is None:
-        raise UsageError(
-            "--proposer llm needs an endpoint, and none is configured",
-            "set FT_CHAT_API_BASE or FT_CHAT_API_KEY (or OPENAI_API_KEY), or use --proposer tpe",
-        )
-    return None if settings.proposer == "tpe" else endpoint
-
-
-def chat_model(found: ChatEndpoint, settings: Settings, budget: Budget, say: Say) -> ChatModel:
-    """The language model behind an endpoint."""
-    from agent.llm import ChatModel, Endpoint, Price
-
-    price = Price(input=settings.price_input, output=settings.price_output)
-    return ChatModel(Endpoint.of(found), price, timeout=settings.llm_timeout, left=budget.left, say=say)
+    transcript = None if isinstance(model, Replay) else paths.transcript  # what is replayed is no new call
+    return writer.Writer(model, brief, scenario.problems, allowed, transcript=transcript)
 
 
 def remove_images(study: Study, runner: Runner, workspace: Workspace, settings: Settings, say: Say) -> None:
@@ -346,6 +316,7 @@ def _plan_rows(
 ) -> list[tuple[str, str]]:
     limits = [count(trials, "trial") if trials else "", count(stages, "stage") if stages else ""]
     limits.append(duration(options.timeout) if options.timeout is not None else "")
+    limits += limits_in_words(settings, machine)
     dropped = f", {plan.data.dropped:,} empty rows dropped" if plan.data.dropped else ""
     return [
         ("data set", f"{subject.dataset}: {plan.data.rows:,} rows ({plan.data.format}){dropped}"),

@@ -40,6 +40,14 @@ class Bench(Protocol):
         """Tell the person at the terminal."""
         ...
 
+    def left(self) -> float | None:
+        """Seconds that this call has left for the stage; None where they are not limited."""
+        ...
+
+    def whole(self) -> float | None:
+        """Seconds that a new call of the same length would have for it; None where they are not limited."""
+        ...
+
 
 class Scenario(Protocol):
     """One kind of experiment: how a recipe is checked, trained and scored."""
@@ -61,8 +69,11 @@ class Scenario(Protocol):
         """
         ...
 
-    def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
-        """Train; raises TrialFailed("train:...")."""
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
+        """Train, knowing what the mini-run measured; raises TrialFailed("train:...").
+
+        BudgetEnded where the call has too little time left for it, and another one would have enough.
+        """
         ...
 
     def baseline(self, bench: Bench) -> Scores:

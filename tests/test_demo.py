@@ -18,6 +18,7 @@ from agent.run.environments import Environments
 from scenarios import Progress, Stop
 from scenarios.finetune.demo import BENCHMARK_FILE, DEMO, TRAIN_FILE, make_data, make_model
 from scenarios.finetune.files import MARKER
+from tests.unhurried import Unhurried
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -29,7 +30,7 @@ def hashes(directory: Path) -> dict[str, str]:
 
 
 @dataclass
-class RealBench:
+class RealBench(Unhurried):
     """Runs a job's own argv as a process, as the local runner would; `python` is the interpreter it finds."""
 
     directory: Path

@@ -21,11 +21,36 @@ def test_credentials_in_a_base_url_are_not_shown(tmp_path: Path) -> None:
     said = proposer(
         tmp_path, FT_CHAT_API_BASE="https://user:a-secret@host:8443/v1?api-key=another", FT_CHAT_MODEL="gpt-x"
     )
-    assert said == "gpt-x at https://host:8443/v1"
+    assert said == "gpt-x at https://host:8443/v1, free (a private address)"
 
 
 def test_the_usual_endpoint_is_named(tmp_path: Path) -> None:
-    assert proposer(tmp_path, OPENAI_API_KEY="a-secret", FT_CHAT_MODEL="gpt-x") == "gpt-x at https://api.openai.com/v1"
+    said = proposer(tmp_path, OPENAI_API_KEY="a-secret")
+    assert said.startswith("gpt-4o-mini at https://api.openai.com/v1, $0.15 + $0.6 per million tokens (prices.yaml of ")
+
+
+def test_a_price_that_is_not_known_is_said_before_anything_is_spent(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the price of gpt-x at https://api\.openai\.com/v1 is not known") as caught:
+        proposer(tmp_path, OPENAI_API_KEY="a-secret", FT_CHAT_MODEL="gpt-x")
+    assert "FT_PRICE_INPUT" in caught.value.hint
+    assert "FT_PRICES" in caught.value.hint
+    mine = "api.openai.com:\n  models: {gpt-x: {input: 1, output: 2}}\n"
+    (tmp_path / "mine.yaml").write_text(mine)
+    named = {"OPENAI_API_KEY": "a-secret", "FT_CHAT_MODEL": "gpt-x", "FT_PRICES": "mine.yaml"}
+    assert proposer(tmp_path, **named).endswith("$1.00 + $2.00 per million tokens (mine.yaml)")
+
+
+def test_a_replay_needs_no_endpoint_but_a_transcript(tmp_path: Path) -> None:
+    file = tmp_path / "transcript.jsonl"
+    options = parse(["--dataset", "demo/reverse", "--llm", f"replay:{file}"])
+    settings = load({}, None, {}, tmp_path)
+    for content, words in ((None, "cannot be read"), ("nonsense\n", "line 1"), ("", "no reply")):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(UsageError, match=words):
+            list(dry_run.rows(options, settings))
+    file.write_text('{"time":0,"model":"m","messages":[],"reply":"{}"}\n')
+    assert dict(dry_run.rows(options, settings))["proposer"] == f"a language model, replayed from {file}"
 
 
 def test_a_base_url_that_is_none_is_refused_here_already(tmp_path: Path) -> None:

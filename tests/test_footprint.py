@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.errors import MachineError, TrialFailed, UsageError
-from agent.records import Recipe, Usage, Value
+from agent.records import MiniRun, Recipe, Usage, Value
 from agent.run import Job, Outcome
 from scenarios import Progress, Stop
 from scenarios.finetune import data
@@ -21,6 +21,7 @@ from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.training import TrainingPlan, train
 from tests.test_training import PLAN, Here
 from tests.test_training import real as real  # the fixture: a tiny model and rows for it
+from tests.unhurried import Unhurried
 
 GB = 10**9
 LARGE = msgspec.structs.replace(PLAN.model, parameters=8 * GB, layers=32, linear=6_000_000, dtype="bfloat16")
@@ -29,7 +30,7 @@ GPU = msgspec.structs.replace(
 )
 
 
-class Voiceless:
+class Voiceless(Unhurried):
     """A bench of which nothing may be asked but its directory: no job may start."""
 
     def __init__(self, directory: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_disk_without_room_stops_the_call_before_a_job_starts(tmp_path: Path) 
         made.mini_run(Voiceless(tmp_path), full, [], [])
     assert str(tmp_path) in mini.value.message
     with pytest.raises(MachineError, match="a training and the copy of its weights may need") as caught:
-        made.train(Voiceless(tmp_path), full)
+        made.train(Voiceless(tmp_path), full, MiniRun(shape="", steps=0, seconds=0.0))
     assert "FT_FILE_PATH" in caught.value.hint
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent import hardware
-from agent.hardware import Gpu, Hardware, listed, visible
+from agent.hardware import Gpu, Hardware, free_memory, listed, look, visible
 
 LISTING = """\
 0, GPU-0a2b44d1-8c0e-6f1d-2a6d-000000000000, 24576
@@ -86,3 +86,37 @@ def test_the_smallest_gpu_bounds_the_memory() -> None:
     assert machine.device_memory == 24 << 30
     assert str(machine) == "2 GPU with 24 GiB each"
     assert str(Hardware(cores=2, memory=4 << 30)) == "CPU only, 2 cores, 4 GiB"
+
+
+MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "nothing of it\n"}, None),
+        ({"proc/meminfo": MEMINFO}, 8_000_000 * 1024),
+        ({"proc/meminfo": MEMINFO, "memory.max": "max", "memory.current": "5"}, 8_000_000 * 1024),
+        ({"proc/meminfo": MEMINFO, "memory.max": "5000", "memory.current": "3000"}, 2000),
+        (
+            {"memory.max": "5000", "memory.current": "4000", "memory.stat": "anon 100\ninactive_file 1500\n"},
+            2500,  # what is only cached is given back
+        ),
+        ({"memory/memory.limit_in_bytes": "900", "memory/memory.usage_in_bytes": "1000"}, 0),
+    ],
+)
+def test_free_memory_is_the_machines_or_what_the_control_group_leaves(
+    tmp_path: Path, files: dict[str, str], free: int | None
+) -> None:
+    for name, text in files.items():
+        file = tmp_path / name if name.startswith("proc") else tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert free_memory(tmp_path) == free
+
+
+def test_this_machines_free_memory_is_known() -> None:
+    machine = look({})
+    assert machine.free is not None
+    assert 0 < machine.free <= machine.memory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import pickle
@@ -21,6 +20,7 @@ import pytest
 from agent.errors import BudgetEnded, MachineError, UsageError
 from agent.llm import ChatModel, Endpoint, EndpointError, Price, Secret
 from agent.llm.reply import find_object, without_thinking
+from agent.money import Money
 from agent.settings import Endpoint as Configured
 from tests.servers.openai_server import FEATURES, ChatAnswer, ChatRequest, ChatServer
 
@@ -526,8 +526,7 @@ def test_malformed_bodies_never_crash() -> None:
     with ChatServer(lambda request: ChatAnswer(body=next(bodies))) as server:
         chat = model(server.url, retries=2)
         outcomes = set()
-        for _ in itertools.repeat(None, 200):
-            before = len(server.requests)
+        while (before := len(server.requests)) < 1_000:
             try:
                 reply = chat.complete(ASK, SCHEMA)
                 assert (reply.data is None) == bool(reply.problem)
@@ -549,3 +548,74 @@ def test_requests_leave_no_threads_and_files() -> None:
         for _ in range(20):
             chat.complete(ASK, SCHEMA)
         assert open_files() <= before + 2
+
+
+# Endpoints that know less
+
+
+REASONING = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+REFUSALS: tuple[tuple[str, Callable[[dict[str, Any]], bool]], ...] = (
+    (REASONING, lambda body: "max_tokens" in body),
+    ("Unsupported value: 'temperature' does not support 0.7 with this model.", lambda body: "temperature" in body),
+    ("Unrecognized request argument supplied: reasoning_effort", lambda body: "reasoning_effort" in body),
+    ("top_p: Extra inputs are not permitted", lambda body: "top_p" in body),
+    ("System role not supported", lambda body: body["messages"][0]["role"] == "system"),
+    ("'response_format.type' must be 'text'", lambda body: "response_format" in body),
+)
+
+
+def picky(request: ChatRequest) -> ChatAnswer:
+    """Refuses everything that some endpoint was seen to refuse, one thing at a time."""
+    for words, refused in REFUSALS:
+        if refused(request.body):
+            return ChatAnswer(status=400, error=words)
+    return GOOD
+
+
+def test_all_that_is_refused_is_left_out_and_remembered() -> None:
+    asked = [{"role": "system", "content": "You are."}, {"role": "user", "content": "Say."}]
+    with ChatServer(picky) as server:
+        chat = model(server.url, effort="low", price=Price(input=1.0, output=1.0), money=Money(limit=1.0))
+        assert chat.complete(asked, SCHEMA, {"top_p": 0.9}).data == {"a": 1}
+        assert len(server.requests) <= 8
+        before = len(server.requests)
+        assert chat.complete(asked, SCHEMA, {"top_p": 0.9}).data == {"a": 1}
+        assert len(server.requests) == before + 1, "remembered"
+    last = server.requests[-1].body
+    assert last["messages"] == [{"role": "user", "content": "You are.\n\nSay."}]
+    assert last["max_completion_tokens"] > 0
+    assert set(last) == {"model", "messages", "max_completion_tokens"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "max_tokens is too large: 16384. This model supports at most 4096 completion tokens.",
+        "This model's maximum context length is 8192 tokens. However, you requested 17000 (16384 in completion).",
+        "'max_tokens' or 'max_completion_tokens' is too large: 16384. The maximum context length is 8192",
+    ],
+)
+def test_a_limit_above_the_models_own_is_left_to_the_model(words: str) -> None:
+    def answer(request: ChatRequest) -> ChatAnswer:
+        return ChatAnswer(status=400, error=words) if "max_tokens" in request.body else GOOD
+
+    with ChatServer(answer) as server:
+        chat = model(server.url, price=Price(input=1.0, output=1.0), money=Money(limit=1.0))
+        assert chat.complete(ASK, SCHEMA).data == {"a": 1}
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_breaks_at_a_grammar_is_asked_for_less() -> None:
+    def answer(request: ChatRequest) -> ChatAnswer:
+        broken = request.format == "json_schema"
+        return ChatAnswer(status=500, error="failed to parse grammar of json_schema") if broken else GOOD
+
+    with ChatServer(answer) as server:
+        assert model(server.url).complete(ASK, SCHEMA).data == {"a": 1}
+    assert [request.format for request in server.requests] == ["json_schema", "json_object"]
+
+
+def test_a_model_that_is_still_being_loaded_is_waited_for() -> None:
+    loading = ChatAnswer(status=503, error="Loading model")
+    with ChatServer(in_turn(loading, loading, GOOD)) as server:
+        assert model(server.url).complete(ASK, SCHEMA).data == {"a": 1}

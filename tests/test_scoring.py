@@ -28,13 +28,14 @@ from scenarios.finetune import scoring
 from scenarios.finetune.benchmarks import Benchmark, resolve
 from scenarios.finetune.results import wilson
 from scenarios.finetune.score_cache import load_questions
+from tests.unhurried import Unhurried
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
 
 @dataclass
-class StageBench:
+class StageBench(Unhurried):
     """What a stage gives: a directory, a runner, a voice."""
 
     directory: Path

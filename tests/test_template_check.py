@@ -24,6 +24,7 @@ from scenarios.finetune.rendering import Asked, Conversation, Trained, differenc
 from scenarios.finetune.template_check import ANSWER, check
 from scenarios.finetune.training import TrainingPlan
 from tests.end_to_end.command import User
+from tests.unhurried import Unhurried
 
 ROOT = Path(__file__).resolve().parent.parent
 BOTH: tuple[Engine, ...] = ("lm_eval", "opencompass")
@@ -103,7 +104,7 @@ def test_what_is_one(one: Trained, other: Asked, said: str) -> None:
 # Both programs, for real
 
 
-class Bench:
+class Bench(Unhurried):
     """Runs jobs on the local runner, and keeps what is said and how often."""
 
     name, labels = "template-check", dict[str, str]()

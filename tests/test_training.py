@@ -27,6 +27,7 @@ from scenarios.finetune.data import Prepared, recognise, write
 from scenarios.finetune.models import ModelInfo, inspect, weights_hash
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.training import TrainingPlan, config, deepspeed, job, mini_run, shape, threads_for, train
+from tests.unhurried import Unhurried
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests/golden"
@@ -59,7 +60,7 @@ RECIPES: dict[str, dict[str, Value]] = {
 }
 
 
-class Here:
+class Here(Unhurried):
     """A bench that runs jobs as child processes of one interpreter's environment."""
 
     def __init__(self, directory: Path, binaries: Path, during: Callable[[int], None] | None = None) -> None:

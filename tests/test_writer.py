@@ -458,6 +458,8 @@ def test_the_transcript_tells_every_turn(tmp_path: Path) -> None:
             llm.propose(EMPTY, ())
     turns = [json.loads(line) for line in transcript.read_text().splitlines()]
     assert [turn.get("reply") for turn in turns] == ["prose", GOOD.content, None]
+    assert [turn.get("problems") for turn in turns] == [["the reply holds no JSON object"], None, None]
+    assert [(turn.get("turn", 1), turn["turns"]) for turn in turns] == [(1, 4), (2, 4), (1, 4)]
     assert turns[1]["messages"] == server.requests[1].messages
     assert turns[0]["problem"] == "the reply holds no JSON object"
     assert turns[1]["usage"]["prompt_tokens"] == 100
@@ -514,12 +516,11 @@ def wild_replies(count: int) -> list[str]:
 
 
 def test_no_reply_crashes_and_attempts_are_bounded() -> None:
-    replies = wild_replies(600)
+    replies = wild_replies(1_000)
     valid = failed = 0
     with ChatServer(lambda request: ChatAnswer(replies[request.number % len(replies)])) as server:
         llm = writer(server, repairs=1)
-        for _ in range(300):
-            before = len(server.requests)
+        while (before := len(server.requests)) < len(replies):
             try:
                 proposal = llm.propose(EMPTY, ())
                 assert check(proposal.recipe) == []

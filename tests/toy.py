@@ -113,7 +113,7 @@ class Toy:
     ) -> MiniRun:
         return MiniRun(shape="toy", steps=1, seconds=0.0)
 
-    def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
         model = bench.directory / "model"
         skill = float(str(recipe.train["skill"])) - self.spread * (recipe.seed - Recipe(train={}).seed)
         fails = recipe.train.get("fail") or recipe.seed == self.fails_from

@@ -4,7 +4,7 @@ the endpoint ...                            then ...
 answers 429 or 5xx, or drops the line       it is asked again after a pause (Retry-After is honoured, up to a minute)
 is silent, or its reply never ends          it is cut off after `timeout` seconds and asked once more
 refuses the key, the model or the URL       EndpointError at once, which says what to set
-refuses response_format or temperature      it is asked without that, now and from then on
+refuses a field of the request              it is asked without that, now and from then on
 writes prose, cut-off JSON or a refusal     the Reply has no data; its `problem` says why
 """
 
@@ -18,13 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agent.errors import BudgetEnded, UsageError
 from agent.llm.endpoint import Endpoint, EndpointError, Price, charge
+from agent.llm.form import Form, Message
 from agent.llm.reply import Reply, find_object, first_line, plain_text, without_thinking
+from agent.money import Money
 from agent.records import Usage
 
 if TYPE_CHECKING:
@@ -33,19 +35,10 @@ if TYPE_CHECKING:
 MAX_BODY = 4_000_000  # bytes of one answer; a proposal needs a few thousand
 MAX_QUOTE = 300  # characters of what an endpoint says, in an error
 MAX_PAUSE = 60.0  # seconds, whatever Retry-After asks for
+MAX_OUTPUT = 16_384  # tokens of one reply, where money is limited
+CHARACTERS = 2  # bytes of a prompt that make a token, at least; for its cost before it is sent
 
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what msgspec raises on any bytes
-
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": ...}"""
-
-
-class _Form(msgspec.Struct, frozen=True):
-    """How a request is written: the first URL, the first mode; what follows them is tried where they are refused."""
-
-    urls: tuple[str, ...]
-    modes: tuple[Literal["json_schema", "json_object", "text"], ...] = ("json_schema", "json_object", "text")
-    temperature: bool = True
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -91,6 +84,8 @@ class ChatModel:
     Args:
         timeout: Seconds for one request, from the first byte sent to the last byte read.
         retries: Further attempts after 429, 5xx or a lost connection.
+        effort: How much a reasoning model thinks ("low", "high"); None leaves it to the endpoint.
+        money: What may be spent; what a request may cost at worst is reserved before it is sent.
         left: Seconds of the call's budget; no request and no pause outlasts it (None: no limit).
         say: Told why and when a request is tried again.
     """
@@ -104,6 +99,8 @@ class ChatModel:
         sleep: Callable[[float], None] = time.sleep,
         *,
         temperature: float = 0.7,
+        effort: str | None = None,
+        money: Money | None = None,
         left: Callable[[], float | None] = lambda: None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -114,10 +111,11 @@ class ChatModel:
         self._timeout = timeout
         self._retries = retries
         self._sleep = sleep
-        self._temperature = temperature
+        self._options = {"temperature": temperature} | ({"reasoning_effort": effort} if effort else {})
+        self._money = money or Money()
         self._left = left
         self._say = say
-        self._form = _Form(endpoint.urls())
+        self._form = Form(endpoint.urls())
         self._clients: dict[str, OpenAI] = {}
         self._sockets: list[socket.socket] = []
         self._done = threading.Event()  # of the request under way
@@ -133,20 +131,23 @@ class ChatModel:
 
         `options` are further fields of the request, as `max_tokens`.
 
-        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over. These, and
-            KeyboardInterrupt too, carry in `usage` what all attempts consumed.
+        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over or the
+            study's money spent. These, and KeyboardInterrupt too, carry in `usage` what all attempts consumed.
         """
         form = self._form if schema else msgspec.structs.replace(self._form, modes=("text",))
+        said = [{**message, "content": self.endpoint.redact(message["content"])} for message in messages]
+        asked = self._options | self._bounded(options or {})
         usage, failures, timeouts = Usage(), 0, 0
         try:
             while True:
-                answer = self._send(form, self._request(form, messages, schema, options or {}))
-                usage += self._consumed(answer)
-                match self._judge(answer, form, wants_data=schema is not None):
+                request = form.request(self.endpoint.model, said, schema, asked)
+                answer, used = self._paid(form, request, asked)
+                usage += used
+                match self._judge(answer, form, request, wants_data=schema is not None):
                     case Reply() as reply:
                         self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
                         return msgspec.structs.replace(reply, usage=usage)
-                    case _Form() as form:
+                    case Form() as form:
                         continue
                     case EndpointError() as refusal:
                         raise refusal
@@ -164,7 +165,7 @@ class ChatModel:
         self._abandoned = True
         self._done.set()
 
-    def _send(self, form: _Form, request: dict[str, Any]) -> _Answer | _Lost:
+    def _send(self, form: Form, request: dict[str, Any]) -> _Answer | _Lost:
         """One HTTP request, in a thread of its own: no socket timeout ends a reply that drips in byte by byte."""
         done = self._done = threading.Event()
         left = self._left()
@@ -218,22 +219,32 @@ class ChatModel:
 
         request.extensions["trace"] = trace
 
-    def _request(
-        self, form: _Form, messages: Sequence[Message], schema: dict[str, Any] | None, options: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        request: dict[str, Any] = {
-            "model": self.endpoint.model,
-            "messages": [{**message, "content": self.endpoint.redact(message["content"])} for message in messages],
-        }
-        request |= {"temperature": self._temperature, **options}
-        if not form.temperature:
-            del request["temperature"]
-        if form.modes[0] == "json_schema":
-            described = {"name": "reply", "schema": schema, "strict": False}
-            request["response_format"] = {"type": "json_schema", "json_schema": described}
-        elif form.modes[0] == "json_object":
-            request["response_format"] = {"type": "json_object"}
-        return request
+    def _bounded(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options, with a longest reply where its cost is limited."""
+        counts = self._money.limit is not None and bool(self._price.output)
+        bounded = "max_tokens" in options or "max_completion_tokens" in options
+        return {**options, "max_tokens": MAX_OUTPUT} if counts and not bounded else dict(options)
+
+    def _paid(self, form: Form, request: dict[str, Any], asked: Mapping[str, Any]) -> tuple[_Answer | _Lost, Usage]:
+        """One HTTP request, whose highest cost is reserved before it is sent, and what it consumed."""
+        written = max(asked.get("max_tokens") or 0, asked.get("max_completion_tokens") or 0)
+        prompt = len(msgspec.json.encode(request)) / CHARACTERS
+        most = (prompt * (self._price.input or 0.0) + written * (self._price.output or 0.0)) / 1e6
+        self._money.reserve(most)
+        cost: float | None = most  # of a request that was broken off
+        try:
+            answer = self._send(form, request)
+            used = self._consumed(answer)
+            unknown = used.cost is None or (isinstance(answer, _Lost) and answer.timed_out)
+            if self._money.limit is not None and unknown:
+                used = msgspec.structs.replace(used, cost=most)
+            cost = used.cost
+            return answer, used
+        except BudgetEnded:  # nothing was sent
+            cost = 0.0
+            raise
+        finally:
+            self._money.spend(cost or 0.0, reserved=most)
 
     def _consumed(self, answer: _Answer | _Lost) -> Usage:
         """Tokens and cost of one attempt, as far as the endpoint reports them."""
@@ -247,8 +258,8 @@ class ChatModel:
         return Usage(calls=1, prompt_tokens=given, completion_tokens=written, cost=cost)
 
     def _judge(
-        self, answer: _Answer | _Lost, form: _Form, *, wants_data: bool
-    ) -> Reply | _Form | _Again | EndpointError:
+        self, answer: _Answer | _Lost, form: Form, request: Mapping[str, Any], *, wants_data: bool
+    ) -> Reply | Form | _Again | EndpointError:
         """What an answer means: a reply, another way to ask, another time to ask, or the end."""
         if isinstance(answer, _Lost):
             return _Again(self.endpoint.redact(answer.reason), timed_out=answer.timed_out)
@@ -256,15 +267,15 @@ class ChatModel:
         misplaced = answer.status in (404, 405) and "model" not in said.lower()
         web_page = answer.status == 200 and answer.body.lstrip().startswith(b"<")
         if (misplaced or web_page) and len(form.urls) > 1:
-            return msgspec.structs.replace(form, urls=form.urls[1:])
+            return msgspec.structs.replace(form, urls=form.urls[1:], page=said if web_page else "")
         if answer.status == 200:
             return self._reply(answer.body, wants_data) or _Again(f"an unreadable answer: {said}")
-        if answer.status in (400, 422) and (easier := _easier(form, said)):
+        if easier := form.easier(request, answer.status, said):
             return easier
         passing = answer.status in (408, 409, 425, 429) or answer.status >= 500
         if passing and "insufficient_quota" not in said:
             return _Again(f"{answer.status} {said}", after=_retry_after(answer.headers))
-        refusal = self._refusal(answer.status, said, misplaced=misplaced)
+        refusal = self._refusal(answer.status, said, misplaced=misplaced, page=form.page)
         refusal.status = answer.status
         return refusal
 
@@ -298,11 +309,12 @@ class ChatModel:
             return [self._redacted(value) for value in data]
         return self.endpoint.redact(data) if isinstance(data, str) else data
 
-    def _refusal(self, status: int, said: str, *, misplaced: bool) -> EndpointError:
+    def _refusal(self, status: int, said: str, *, misplaced: bool, page: str) -> EndpointError:
         where, prefix = self.endpoint.address, self.endpoint.settings
         if misplaced:
             hint = f"set {prefix}_API_BASE to the endpoint's base URL, as in https://host/v1"
-            return EndpointError(f"{where} is no chat endpoint: {status} with and without /v1: {said}", hint)
+            found = f"a web page, {page}" if page else f"{status} with and without /v1: {said}"
+            return EndpointError(f"{where} is no chat endpoint: {found}", hint)
         if status == 404:
             hint = f"set {prefix}_MODEL to a model that it serves, or {prefix}_API_BASE to the endpoint that does"
             return EndpointError(f"{where} does not know the model {self.endpoint.model!r}: {said}", hint)
@@ -354,14 +366,6 @@ def _exchange(client: OpenAI, request: dict[str, Any], seconds: float) -> _Answe
         # The transport's own exceptions, while the body is read; anything else is a defect and raised by the caller.
         transport = type(error).__module__.partition(".")[0] in ("httpx2", "httpcore2", "h11")
         return _Lost(first_line(error)) if transport or isinstance(error, OSError) else error
-
-
-def _easier(form: _Form, said: str) -> _Form | None:
-    """The same request with less asked of the endpoint; None if there is nothing left to give up."""
-    if form.temperature and "temperature" in said.lower():
-        return msgspec.structs.replace(form, temperature=False)
-    too_long = "context" in said.lower()
-    return msgspec.structs.replace(form, modes=form.modes[1:]) if len(form.modes) > 1 and not too_long else None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

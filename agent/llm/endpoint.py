@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from agent.settings import Endpoint as Configured
 
 OPENAI_URL = "https://api.openai.com/v1"
+PRIVATE_NAMES = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
+"""Ends of names that no public DNS knows (RFC 6761, 6762, 8375; ICANN's .internal); nor does it names without a dot."""
 SHORTEST_SECRET = 8  # shorter "keys" are placeholders (EMPTY, none) and also common words
 
 
@@ -83,13 +85,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     def local(self) -> bool:
         """Whether it is this machine or a private network, where nobody sends bills."""
         host = urlsplit(self.base_url or OPENAI_URL).hostname or ""
-        if host in ("localhost", "host.docker.internal") or host.endswith(".localhost"):
-            return True
         try:
-            address = ipaddress.ip_address(host)
+            return not ipaddress.ip_address(host).is_global
         except ValueError:
-            return False
-        return address.is_loopback or address.is_private
+            return "." not in host or host.endswith(PRIVATE_NAMES)
 
     def redact(self, text: str) -> str:
         """`text` without the key."""

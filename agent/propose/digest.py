@@ -34,7 +34,7 @@ def best_text(history: History) -> str:
     best = next((trial for trial in history.trials if trial.number == history.best), None)
     if best is None:
         return "the base model, still unbeaten"
-    recipe = clip(recipe_text(best.proposal.recipe.train), RECIPE) if best.proposal else "unknown"
+    recipe = clip(recipe_text(best.trained.train), RECIPE) if best.trained else "unknown"
     return f"trial {best.number}: {scores_text(history.incumbent[1])}, with {recipe}"
 
 
@@ -122,6 +122,8 @@ def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults:
             f"  recipe: {clip(recipe_text(proposal.recipe.train), RECIPE)}",
             f"  against {against}: {clip(changed, RECIPE) or 'no difference'}",
         ]
+    if trial.checkpoint is not None and trial.checkpoint.why:
+        lines.append(f"  changed before the training: {one_line(trial.checkpoint.why, PROSE)}")
     if trial.comparison is not None:
         lines += [f"  score: {scores_text(trial.scores)}", f"  verdict: {_comparison(trial.comparison)}"]
         if trial.checkpoint is not None and trial.checkpoint.losses:

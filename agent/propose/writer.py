@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from agent.errors import MachineError, TrialFailed
-from agent.llm import ChatModel, EndpointError, Message, Reply, charge
+from agent.errors import TrialFailed
+from agent.llm import ChatModel, EndpointError, Message, Replay, Reply, Transcript, charge
 from agent.prompts import clip, one_line, printable, render
 from agent.propose import Check
 from agent.propose.digest import Defaults, best_text, in_effect, mistakes_text, pending_text, scores_text, trials_text
@@ -94,7 +93,7 @@ class _Draft(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parent: int | None = None
 
 
-def author(model: ChatModel) -> str:
+def author(model: ChatModel | Replay) -> str:
     """Who is named as the author of a model's proposals."""
     return f"llm:{model.endpoint.model}"
 
@@ -111,7 +110,7 @@ class Writer:
 
     def __init__(
         self,
-        model: ChatModel,
+        model: ChatModel | Replay,
         brief: StudyBrief,
         check: Check,
         allowed: Sequence[AllowedKey],
@@ -123,7 +122,7 @@ class Writer:
         self._check = check
         self._allowed = tuple(allowed)
         self._repairs = repairs
-        self._transcript = transcript
+        self._transcript = Transcript(transcript, model.endpoint)
         self._schema = reply_schema(allowed)
 
     @property
@@ -144,11 +143,13 @@ class Writer:
             for turn in range(1 + self._repairs):
                 if turn:
                     messages += _repair_turn(text, problems, last=turn == self._repairs)
-                reply = self._ask(messages)
+                where = {"turn": turn + 1, "turns": 1 + self._repairs}
+                reply = self._ask(messages, where)
                 usage += reply.usage
                 text = reply.text
-                self._record(messages, {"reply": text, "problem": reply.problem, "usage": reply.usage})
                 proposal, problems = self._read(reply, history, pending)
+                said = {"reply": text, "problem": reply.problem, "problems": problems, "usage": reply.usage}
+                self._transcript.write(messages, **where, **said)
                 if proposal is not None:
                     return msgspec.structs.replace(proposal, usage=usage)
         except BaseException as error:
@@ -177,11 +178,11 @@ class Writer:
         )
         return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
-    def _ask(self, messages: list[Message]) -> Reply:
+    def _ask(self, messages: list[Message], where: Mapping[str, int]) -> Reply:
         try:
             return self._model.complete(messages, self._schema)
         except EndpointError as error:
-            self._record(messages, {"error": str(error)})
+            self._transcript.write(messages, **where, error=str(error), usage=error.usage)
             raise
 
     def _read(self, reply: Reply, history: History, pending: Sequence[Proposal]) -> tuple[Proposal | None, list[str]]:
@@ -221,20 +222,6 @@ class Writer:
     def _defaults(self, train: Mapping[str, Value]) -> dict[str, Value]:
         """The brief's defaults over the training program's own."""
         return {**{key.name: key.default for key in self._allowed}, **self._brief.defaults(train)}
-
-    def _record(self, messages: list[Message], outcome: dict[str, object]) -> None:
-        if self._transcript is None:
-            return
-        endpoint = self._model.endpoint
-        said = [{**message, "content": endpoint.redact(message["content"])} for message in messages]
-        entry = {"time": time.time(), "model": endpoint.model, "messages": said, **outcome}
-        line = msgspec.json.encode(entry).decode()
-        try:
-            self._transcript.parent.mkdir(parents=True, exist_ok=True)
-            with self._transcript.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise MachineError(f"{self._transcript}: cannot be written: {error.strerror}", "free the disk") from error
 
 
 def reply_schema(allowed: Sequence[AllowedKey]) -> dict[str, Any]:

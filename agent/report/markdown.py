@@ -119,7 +119,7 @@ def _result(report: StudyReport, base_path: str | None) -> str:
         return "\n\n".join(["## Result", *_nobody(report)])
     parts = [
         "## Result",
-        f"The winner is **trial {best.number}**: {words.markdown(words.recipe(best.proposal), 300)}.",
+        f"The winner is **trial {best.number}**: {words.markdown(words.recipe(best.trained), 300)}.",
         _splits(report, best),
         _settings(report, best),
         _sealed(report),
@@ -222,12 +222,18 @@ def _trial_row(trial: Trial, *, winner: bool) -> tuple[str, ...]:
     return (
         number,
         words.markdown(words.hypothesis(trial.proposal, 300), 300),
-        words.markdown(words.change(trial.proposal)),
+        words.markdown(words.change(trial.proposal)) + _why_changed(trial),
         words.mean(trial.scores) if trial.scores else "",
         words.markdown(words.verdict(trial)),
         words.difference(trial.comparison) if trial.comparison else "",
         words.duration(trial.seconds),
     )
+
+
+def _why_changed(trial: Trial) -> str:
+    """What memory or time changed before the training."""
+    why = trial.checkpoint.why if trial.checkpoint else ""
+    return f"<br>*{words.markdown(why, 300)}*" if why else ""
 
 
 def _recipe(report: StudyReport) -> str:
@@ -236,9 +242,12 @@ def _recipe(report: StudyReport) -> str:
         return ""
     import yaml
 
-    recipe = best.proposal.recipe
+    recipe = best.trained or best.proposal.recipe
     text = yaml.safe_dump({**recipe.train, "seed": recipe.seed}, sort_keys=True, allow_unicode=False)
-    return "## The winner's recipe\n\n" + words.fence(text.rstrip(), "yaml")
+    parts = ["## The winner's recipe", words.fence(text.rstrip(), "yaml")]
+    if best.checkpoint and best.checkpoint.why:
+        parts.append(f"It was changed before it was trained: {words.markdown(best.checkpoint.why, 400)}.")
+    return "\n\n".join(parts)
 
 
 def _failures(report: StudyReport) -> str:

@@ -160,7 +160,7 @@ def _go_on(report: StudyReport) -> str:
 
 def _won(report: StudyReport, best: Trial) -> list[tuple[str, list[Text]]]:
     facts = [
-        ("winner", [Text(f"trial {best.number}: {words.recipe(best.proposal)}", style="bold green")]),
+        ("winner", [Text(f"trial {best.number}: {words.recipe(best.trained)}", style="bold green")]),
         ("search", _pairs(best.scores, report.base)),
     ]
     if told := words.by_setting(report.base, report.others, best.scores):

@@ -41,7 +41,7 @@ def serve_command(path: str, trial: Trial, base: str) -> str:
     if not (trial.checkpoint and trial.checkpoint.adapter):
         return shlex.join(["vllm", "serve", path])
     argv = ["vllm", "serve", base, "--enable-lora", "--lora-modules", f"tuned={path}"]
-    rank = trial.proposal.recipe.train.get("lora_rank", DEFAULT_LORA_RANK) if trial.proposal else DEFAULT_LORA_RANK
+    rank = trial.trained.train.get("lora_rank", DEFAULT_LORA_RANK) if trial.trained else DEFAULT_LORA_RANK
     if isinstance(rank, int) and rank > VLLM_LORA_RANK:
         argv += ["--max-lora-rank", str(rank)]
     return shlex.join(argv)

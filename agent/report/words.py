@@ -11,7 +11,18 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from agent.records import Comparison, Confirmation, Contamination, Failure, Proposal, Score, Trial, Usage, Verdict
+from agent.records import (
+    Comparison,
+    Confirmation,
+    Contamination,
+    Failure,
+    Proposal,
+    Recipe,
+    Score,
+    Trial,
+    Usage,
+    Verdict,
+)
 
 ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor movements
@@ -235,9 +246,9 @@ def change(proposal: Proposal | None, limit: int = 100) -> str:
     return clean(proposal.change, limit) if proposal else ""
 
 
-def recipe(proposal: Proposal | None, limit: int = 300) -> str:
+def recipe(trained: Recipe | None, limit: int = 300) -> str:
     """What was really trained with, key by key, whatever the proposer called it."""
-    settings = sorted(proposal.recipe.train.items()) if proposal else []
+    settings = sorted(trained.train.items()) if trained else []
     return clean(", ".join(f"{key} {value}" for key, value in settings), limit)
 
 

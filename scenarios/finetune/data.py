@@ -108,7 +108,7 @@ def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
     sample = list(islice(read(files[0]), SAMPLED))
     if not sample:
         raise UsageError(f"{files[0]} holds no rows", "a data set needs at least one row")
-    form, mapped = _explicit(sample, columns, files[0]) if columns else _recognise(sample, files[0])
+    form, mapped = _explicit(sample, columns, files[0]) if columns else layout(sample, str(files[0]))
     return Dataset(root=str(path), files=tuple(map(str, files)), format=form, columns=mapped, left_out=tuple(left_out))
 
 
@@ -299,7 +299,8 @@ def _explicit(sample: Sequence[Row], columns: Mapping[str, str], file: Path) -> 
     return "columns", mapped
 
 
-def _recognise(sample: Sequence[Row], file: Path) -> tuple[str, dict[str, str]]:
+def layout(sample: Sequence[Row], where: str) -> tuple[str, dict[str, str]]:
+    """The name of the layout that some rows have, and role -> column; UsageError where none is known."""
     found = _columns(sample)
     names = {column.lower(): column for column in reversed(found)}
 
@@ -312,7 +313,7 @@ def _recognise(sample: Sequence[Row], file: Path) -> tuple[str, dict[str, str]]:
             mapped = {role: names[column] for role, column in roles.items() if column in names}
             return form, mapped | ({"system": names["system"]} if usable("system", "system") else {})
     raise UsageError(
-        f"{file}: no usable columns among {', '.join(found) or 'none'}",
+        f"{where}: no usable columns among {', '.join(found) or 'none'}",
         "name them with --columns prompt=...,response=... (or messages=... for conversations)",
     )
 
@@ -321,18 +322,24 @@ def _columns(sample: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(str(column) for row in sample for column in row))
 
 
+def canonical(row: Row, columns: Mapping[str, str]) -> dict[str, Any] | None:
+    """A row with its roles as keys; None for one that cannot be trained on.
+
+    Args:
+        row: As read. columns: Role -> column, as `recognise` found them.
+    """
+    if "messages" in columns:
+        system = _text(row.get(columns["system"])) if "system" in columns else ""
+        messages = _messages(row.get(columns["messages"]), system)
+        return {"messages": messages} if messages else None
+    cells = {role: _text(row.get(columns[role])) for role in ROLES if role in columns}
+    return cells if cells["prompt"].strip() and cells["response"].strip() else None
+
+
 def _canonical_rows(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
-    """Every row with its roles as keys; None for one that cannot be trained on."""
-    columns = dataset.columns
     for file in dataset.files:
-        for row in read(Path(file), tuple(columns.values())):
-            if "messages" in columns:
-                system = _text(row.get(columns["system"])) if "system" in columns else ""
-                messages = _messages(row.get(columns["messages"]), system)
-                yield {"messages": messages} if messages else None
-                continue
-            cells = {role: _text(row.get(columns[role])) for role in ROLES if role in columns}
-            yield cells if cells["prompt"].strip() and cells["response"].strip() else None
+        for row in read(Path(file), tuple(dataset.columns.values())):
+            yield canonical(row, dataset.columns)
 
 
 def _no_usable_row(dataset: Dataset, dropped: int) -> UsageError:

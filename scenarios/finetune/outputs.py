@@ -41,8 +41,8 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     diverged: int | None
 
 
-def progress(model: Path) -> tuple[float, str] | None:
-    """Fraction done and a few words ("step 40/200, loss 1.32"); None before the first logged step."""
+def logged(model: Path) -> tuple[int, int, float] | None:
+    """The step last logged, the number of steps, and the loss; None before the first one."""
     try:
         lines = written.read_end(model.parent, f"{model.name}/trainer_log.jsonl", LONGEST_LINE).splitlines()
     except OSError:
@@ -51,10 +51,19 @@ def progress(model: Path) -> tuple[float, str] | None:
         entry = _object(line)
         try:
             step, total, loss = int(entry["current_steps"]), int(entry["total_steps"]), float(entry["loss"])
-            return min(1.0, step / total), f"step {step}/{total}, loss {loss:.3g}"
         except (KeyError, TypeError, ValueError, ArithmeticError):
             continue
+        if step >= 0 and 0 < total < 2**63:
+            return step, total, loss
     return None
+
+
+def progress(model: Path) -> tuple[float, str] | None:
+    """Fraction done and a few words ("step 40/200, loss 1.32"); None before the first logged step."""
+    if (found := logged(model)) is None:
+        return None
+    step, total, loss = found
+    return min(1.0, step / total), f"step {step}/{total}, loss {loss:.3g}"
 
 
 def history(model: Path) -> History:

@@ -13,7 +13,7 @@ from agent.errors import TrialFailed
 from agent.records import Checked, Checkpoint, Comparison, MiniRun, Question, Recipe, Score, Scores, Sealed, Split
 from agent.store import require_disk
 from scenarios import Bench
-from scenarios.finetune import footprint, training
+from scenarios.finetune import adapt, estimate_rules, footprint, training
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.judging import Judges
@@ -58,9 +58,14 @@ class FineTune:
     def problems(self, recipe: Recipe) -> list[str]:
         """Why this recipe may not run; no job, no torch."""
         found = problems(recipe.train, self.plan.bounds, self.plan.arguments)
-        if not found and (too_large := footprint.problem(recipe, self.plan)):  # a broken recipe has no size
-            found = [too_large]
-        return found
+        if found:
+            return found  # a broken recipe has no size
+        memory = self.plan.memory
+        too_large = (
+            footprint.problem(recipe, self.plan),
+            None if memory is None else estimate_rules.problem(recipe, self.plan, memory),
+        )
+        return [problem for problem in too_large if problem]
 
     def check(self, recipe: Recipe) -> Checked:
         """The same as a stage."""
@@ -71,20 +76,23 @@ class FineTune:
     def mini_run(
         self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
     ) -> MiniRun:
-        """A few steps on the longest rows, unless the same shape has run before, or it would save next to nothing."""
+        """A few steps on the longest rows, unless the same shape has run before, or it would save next to nothing.
+
+        Where they run out of memory, once more with half the batch.
+        """
         ran = [run.seconds for _, run in earlier if run.steps and run.reused_from is None]
         if ran and trained and max(trained) < WORTH * min(ran):
             bench.say(f"mini-run left out: {min(ran):.0f} s of it would guard a training of {max(trained):.0f} s")
             return MiniRun(shape=training.shape(recipe, self.plan), steps=0, seconds=0.0)
         needed = footprint.footprint(recipe, self.plan).mini_run
         require_disk(bench.directory, needed + ROOM, "a mini-run")
-        return training.mini_run(bench, recipe, self.plan, earlier)
+        return adapt.mini_run(bench, recipe, self.plan, earlier)
 
-    def train(self, bench: Bench, recipe: Recipe) -> Checkpoint:
-        """Train, if the disk has room for weights and their copy in output/."""
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
+        """Train, or as near to it as memory and time allow, if the disk has room for weights and their copy."""
         needed = footprint.footprint(recipe, self.plan).until_published
         require_disk(bench.directory, needed + ROOM, "a training and the copy of its weights")
-        return training.train(bench, recipe, self.plan)
+        return adapt.train(bench, recipe, self.plan, measured)
 
     def baseline(self, bench: Bench) -> Scores:
         """The base at its better setting of each benchmark, so that a candidate has to beat the best prompt as well."""

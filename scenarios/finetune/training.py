@@ -22,7 +22,7 @@ from agent.errors import TrialFailed
 from agent.records import Checkpoint, MiniRun, Recipe
 from agent.resources import resource
 from agent.run import Job, Mount, Outcome, written
-from scenarios import Bench
+from scenarios import Bench, Stop
 from scenarios.finetune import outputs
 from scenarios.finetune.arguments import Argument, canonical
 from scenarios.finetune.broken import raise_if_broken
@@ -70,6 +70,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         threads: CPU threads of the training, all its processes together. cores: of the machine, for tokenizing.
         mini_steps: Steps of a mini-run. device: What is trained on.
         gpus: How many GPUs one training uses, all that its job sees. gpu_memory: bytes of the smallest; 0 if unknown.
+        memory: Bytes that a training may hold on each device, its libraries included; None if unknown.
         disk: Bytes that one job may write (FT_TRIAL_DISK); None for any number.
         arguments: Those of the LLaMA-Factory that trains; None for the pinned one.
     """
@@ -88,6 +89,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["cpu", "cuda"] = "cpu"
     gpus: int = 1
     gpu_memory: int = 0
+    memory: int | None = None
     disk: int | None = None
     arguments: dict[str, Argument] | None = None
 
@@ -227,15 +229,19 @@ def job(bench: Bench, plan: TrainingPlan, *, deadline: float) -> Job:
     )
 
 
-def train(bench: Bench, recipe: Recipe, plan: TrainingPlan) -> Checkpoint:
+def train(bench: Bench, recipe: Recipe, plan: TrainingPlan, stop: Stop | None = None) -> Checkpoint:
     """Train; the weights end in `<stage directory>/model`.
+
+    Args:
+        bench: The stage's. recipe: One without problems. plan: The study's.
+        stop: Why a training that runs cannot end in time.
 
     Raises:
         TrialFailed: "train:oom", "train:timeout" or "train:exit"; the reason is the log's most telling line.
         MachineError: The job was lost, or failed for what no recipe can cause.
     """
     settings = config(recipe, plan, bench.directory / "model", mini=False)
-    outcome = _run(bench, recipe, settings, plan, plan.full_timeout)
+    outcome = _run(bench, recipe, settings, plan, plan.full_timeout, stop)
     model = bench.directory / "model"
     _raise_unless_ok(outcome, "train:exit", "train:timeout", "FT_FULL_TIMEOUT")
     _require_plain(model, outcome, "train:exit")
@@ -265,26 +271,35 @@ def mini_run(bench: Bench, recipe: Recipe, plan: TrainingPlan, earlier: Sequence
         TrialFailed: "train:oom", or "mini-run" for any other failure.
         MachineError: As for `train`.
     """
-    key = shape(recipe, plan)
+    key, summed = shape(recipe, plan), accumulation(recipe, plan)
     for number, run in earlier:
         if run.shape == key and (run.steps or run.reused_from):
             origin = run.reused_from or number
-            return MiniRun(shape=key, steps=0, seconds=0.0, step_seconds=run.step_seconds, reused_from=origin)
+            step = None if run.step_seconds is None else run.step_seconds * summed / run.accumulation
+            return msgspec.structs.replace(
+                run, steps=0, seconds=0.0, step_seconds=step, accumulation=summed, reused_from=origin
+            )
     settings = config(recipe, plan, bench.directory / "model", mini=True)
     _write_mini_data(bench.directory / "data", settings, plan)
     outcome = _run(bench, recipe, settings, plan, plan.debug_timeout)
     _raise_unless_ok(outcome, "mini-run", "mini-run", "FT_DEBUG_TIMEOUT")
     _require_plain(bench.directory / "model", outcome, "mini-run")
     history = _finite(outputs.history(bench.directory / "model"), outcome, "mini-run")
-    summed = settings["gradient_accumulation_steps"]
-    asked = int((defaults(recipe, plan) | canonical(recipe.train, plan.arguments))["gradient_accumulation_steps"])
+    run_summed = settings["gradient_accumulation_steps"]
     shutil.rmtree(bench.directory / "model")
     return MiniRun(
         shape=key,
         steps=history.steps,
         seconds=outcome.seconds,
-        step_seconds=history.seconds / history.steps * asked / summed if history.steps else None,
+        step_seconds=history.seconds / history.steps * summed / run_summed if history.steps else None,
+        accumulation=summed,
+        startup=max(0.0, outcome.seconds - history.seconds),
     )
+
+
+def accumulation(recipe: Recipe, plan: TrainingPlan) -> int:
+    """Batches that are summed before an update."""
+    return int((defaults(recipe, plan) | canonical(recipe.train, plan.arguments))["gradient_accumulation_steps"])
 
 
 def shape(recipe: Recipe, plan: TrainingPlan) -> str:
@@ -297,13 +312,20 @@ def shape(recipe: Recipe, plan: TrainingPlan) -> str:
     return hashlib.sha256(json.dumps([study, decisive], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _run(bench: Bench, recipe: Recipe, settings: dict[str, Any], plan: TrainingPlan, deadline: float) -> Outcome:
+def _run(
+    bench: Bench,
+    recipe: Recipe,
+    settings: dict[str, Any],
+    plan: TrainingPlan,
+    deadline: float,
+    stop: Stop | None = None,
+) -> Outcome:
     bench.directory.mkdir(parents=True, exist_ok=True)
     if name := deepspeed(recipe, plan):
         shutil.copyfile(resource(f"docker/train/deepspeed/{name}.json"), bench.directory / DEEPSPEED)
     (bench.directory / "train.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     try:
-        return bench.run(job(bench, plan, deadline=deadline), lambda: outputs.progress(bench.directory / "model"))
+        return bench.run(job(bench, plan, deadline=deadline), lambda: outputs.progress(bench.directory / "model"), stop)
     finally:
         shutil.rmtree(bench.directory / "cache", ignore_errors=True)
 
@@ -332,6 +354,8 @@ def _raise_unless_ok(outcome: Outcome, failed: str, timeout: str, setting: str) 
         raise TrialFailed(failed, outcome.reason, outcome.tail)
     if outcome.kind == "timeout":
         raise TrialFailed(timeout, f"not finished after {outcome.seconds:.0f} s ({setting})", outcome.tail)
+    if outcome.kind == "stopped":
+        raise TrialFailed(timeout, outcome.reason, outcome.tail)
     if outcome.kind == "oom" or "out of memory" in telling.lower():
         raise TrialFailed("train:oom", telling or outcome.reason, outcome.tail)
     raise_if_broken("the training", "train", outcome, telling)

@@ -23,6 +23,7 @@ from scenarios.finetune.data import Prepared
 from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan, train
 from tests.conformance.runners import make_runner, python_job
+from tests.unhurried import Unhurried
 
 pytestmark = pytest.mark.docker
 # One text that is of use to every reader: a log, a trainer's state, a model card and a result.
@@ -129,7 +130,7 @@ def test_a_pipe_in_the_place_of_a_result_is_not_waited_for(runner: Runner, tmp_p
 
 
 @dataclass(frozen=True)
-class Hostile:
+class Hostile(Unhurried):
     """A stage's bench whose training program is replaced by hostile code."""
 
     directory: Path

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.journal import Journal
-from agent.records import Checkpoint, Sealed
+from agent.records import Checkpoint, Recipe, Sealed
 from agent.run.environments import Environments
 from scenarios.finetune.benchmarks import resolve
 from tests.end_to_end.command import User, processes_below
@@ -125,6 +126,21 @@ def test_a_language_model_repairs_its_recipe_and_learns_from_the_score(user: Use
             assert b"sk-very-secret-key" not in file.read_bytes(), file
     assert "sk-very-secret-key" not in output
     sealed_questions_stay_sealed(user, [request.text for request in server.requests])
+    replayed(user, [trial.proposal.recipe for trial in state.trials if trial.proposal])
+
+
+def replayed(user: User, recipes: list[Recipe]) -> None:
+    """The study's transcript, in a new workspace and without the endpoint, gives the same recipes byte for byte."""
+    (entry,) = user.studies()
+    other = user.home / "other"
+    output = user.loop(
+        *("--dataset", "demo/reverse", "--loop_n", "2", "--llm", f"replay:{entry.path}/transcript.jsonl"),
+        env={"FT_FILE_PATH": str(other), "FT_RUNNER": "local"},
+    )
+    (journal,) = other.glob("studies/*/journal.jsonl")
+    again = [trial.proposal.recipe for trial in Journal(journal).state.trials if trial.proposal]
+    assert msgspec.json.encode(again) == msgspec.json.encode(recipes)
+    assert "the prompt differs" not in output
 
 
 def sealed_questions_stay_sealed(user: User, prompts: list[str]) -> None:
