@@ -195,7 +195,7 @@ def _limit(bench: Bench, deadline: float) -> tuple[float, str]:
 def _too_late(bench: Bench, plan: TrainingPlan, needed: float, why: str, tail: str = "") -> TrialFailed | BudgetEnded:
     """A finding; but where only this call is too short, and the next would not be, its end."""
     whole = bench.whole()
-    if needed <= plan.full_timeout and (whole is None or needed <= SURE * whole):
+    if whole is not None and needed <= min(plan.full_timeout, SURE * whole):
         return BudgetEnded(f"too little time for this training: {why}")
     return TrialFailed("train:timeout", why, tail)
 
