@@ -8,7 +8,8 @@ kept predictions                  nobody had them judged for a week
 drafts of an output               nobody holds their study
 --checkpoints: weights            nobody holds their study, the trial is over, and it is not the best, or the study is
                                   finished and output/ has the whole copy
---environments, --images          not of this version; no study of the workspace is at work, and none at all needs the image
+--environments, --images          not of this version; no study of the workspace is at work
+                                  (nor, for an image, any other that needs it)
 
 What is locked here stays locked until it is gone. No link is followed (`agent.removal`).
 """

@@ -131,13 +131,15 @@ class DataScanned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", 
 class LlamaFactoryChosen(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="LLaMA-Factory chosen"):
     """What all trials of the study train with: a commit, or the installed version (None) for the reason in `why`.
 
-    `arguments` is the SHA-256 of the study's file that holds the commit's arguments.
+    `arguments` is the SHA-256 of the study's file that holds the commit's arguments, `source` that of the file that
+    holds its source (None where only its image was there).
     """
 
     at: float
     commit: str | None
     arguments: str | None
     why: str
+    source: str | None = None
 
 
 Event = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -59,7 +60,7 @@ def settle(
     Args:
         runner: Ready to train.
         journal: Of the study; gets the decision where it has none.
-        paths: Of the study; the arguments of an update are kept there.
+        paths: Of the study; the arguments and the source of an update are kept there.
         wanted: FT_UPDATE_LLAMA_FACTORY; what the study has decided outranks it.
         needed: Arguments that every training sets.
         say: Told what is decided, and the progress of a build.
@@ -96,9 +97,15 @@ def _decide(
             raise NotUpdated("trials of this study were trained with it already")
         if not isinstance(runner, DockerRunner):
             raise NotUpdated("FT_UPDATE_LLAMA_FACTORY needs the docker runner")
-        image = runner.environment_image("train")
         update = updates.newest(
-            runner.client, image, say, needed=needed, url=source.url, branch=source.branch, network=source.network
+            runner.client,
+            runner.environment_image("train"),
+            say,
+            needed=needed,
+            url=source.url,
+            branch=source.branch,
+            network=source.network,
+            archive=paths.llama_factory,
         )
     except NotUpdated as why:
         if wanted:
@@ -124,6 +131,8 @@ def _again(
     if not isinstance(runner, DockerRunner):
         raise MachineError(f"{began}, which only the docker runner can train with", f"use --runner docker, {otherwise}")
     known = _kept(paths, chosen)
+    if chosen.source is not None and _digest(paths.llama_factory) != chosen.source:
+        paths.llama_factory.unlink(missing_ok=True)  # it was changed: fetched again
     try:
         update = updates.at(
             runner.client,
@@ -133,6 +142,7 @@ def _again(
             known=known,
             url=source.url,
             network=source.network,
+            archive=paths.llama_factory if chosen.source is not None else None,
         )
     except NotUpdated as why:
         raise MachineError(
@@ -151,8 +161,17 @@ def _keep(runner: DockerRunner, journal: Journal, paths: StudyPaths, update: Upd
     with replacing(paths.arguments) as file:
         file.write(update.arguments.decode())
     digest = hashlib.sha256(update.arguments).hexdigest()
-    journal.append(LlamaFactoryChosen(at=journal.now(), commit=update.commit, arguments=digest, why=why))
+    kept = _digest(paths.llama_factory)
+    journal.append(LlamaFactoryChosen(at=journal.now(), commit=update.commit, arguments=digest, why=why, source=kept))
     return Trainer(runner.with_update(update.image), arguments)
+
+
+def _digest(file: Path) -> str | None:
+    """The SHA-256 of a file; None where there is none."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _kept(paths: StudyPaths, chosen: LlamaFactoryChosen) -> bytes | None:

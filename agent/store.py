@@ -75,6 +75,11 @@ class StudyPaths:
         return self.root / "arguments.json"
 
     @property
+    def llama_factory(self) -> Path:
+        """The source of the study's LLaMA-Factory, from which its image can be built again without a network."""
+        return self.root / "llama-factory.tar"
+
+    @property
     def transcript(self) -> Path:
         """What was said to the language model and what it answered."""
         return self.root / "transcript.jsonl"

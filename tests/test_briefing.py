@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Literal
@@ -111,7 +110,7 @@ def contaminated(plan: TrainingPlan, directory: Path, action: Literal["marked", 
     rows = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(1, 7)]
     (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = Contamination(key="k", rows=6, found={"gsm8k": 3}, flagged=3, action=action)
-    plan = dataclasses.replace(plan, data=msgspec.structs.replace(plan.data, rows=6, contamination=found))
+    plan = msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, rows=6, contamination=found))
     machine = Hardware(cores=2, memory=4 << 30)
     return study_brief("lab/mine", "demo/tiny", plan, (), machine, lambda: "", directory / "contamination.jsonl")
 

@@ -77,5 +77,5 @@ def test_whoever_needs_an_image_that_is_being_removed_waits_for_the_end() -> Non
 
 def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
     (cache / "ftloop").write_text("a file")
-    with pytest.raises(MachineError, match="images/ftloop-train-0123456789ab.lock"):
+    with pytest.raises(MachineError, match=r"images/ftloop-train-0123456789ab\.lock"):
         Uses().share(IMAGE)

@@ -15,7 +15,7 @@ from agent.gateway import Gateway, Judge, Limits
 from agent.llm import Endpoint, Price
 from agent.records import Checkpoint, Question, Score, Usage
 from agent.resources import resource
-from agent.ruler import choose_judges
+from agent.ruler import asked_how, choose_judges
 from agent.settings import load
 from scenarios.finetune import scoring
 from scenarios.finetune.benchmarks import Benchmark
@@ -287,6 +287,19 @@ def test_a_judged_benchmark_without_an_endpoint_is_refused_before_anything_is_sp
     judges = choose_judges(load({}, None, environment, tmp_path), [aime(tmp_path)], tmp_path)
     assert judges is not None
     assert judges.model == "m"
+
+
+def test_another_endpoint_makes_another_study(tmp_path: Path) -> None:
+    """A server that calls itself by a good judge's name must not share its scores."""
+
+    def asked_at(address: str) -> str:
+        environment = {"FT_JUDGE_MODEL": "gpt-4", "FT_JUDGE_API_BASE": f"http://user:secret@{address}/v1?key=secret"}
+        chosen = load({}, None, environment, tmp_path)
+        return asked_how(aime(tmp_path), chosen, choose_judges(chosen, [aime(tmp_path)], tmp_path))
+
+    assert asked_at("127.0.0.1:9").endswith("judged by gpt-4 at http://127.0.0.1:9/v1")
+    assert asked_at("127.0.0.1:8") != asked_at("127.0.0.1:9")
+    assert "secret" not in asked_at("127.0.0.1:9")
 
 
 @pytest.mark.slow

@@ -10,12 +10,11 @@ import pytest
 from agent import accept, dry_run
 from agent.errors import UsageError
 from agent.options import parse
-from agent.ruler import asked_how, choose_judges, sensitivity
+from agent.ruler import asked_how, sensitivity
 from agent.settings import Settings, load
 from scenarios.finetune.asked import normalised
 from scenarios.finetune.contamination import scan
 from scenarios.finetune.measures import Measures, measures
-from tests.test_compass import lay, rows_of
 
 TASK = """\
 task: {name}
@@ -134,20 +133,6 @@ def test_a_pool_makes_another_study(tmp_path: Path) -> None:
     assert asked_how(found.search[0], chosen, None).startswith("greedy")
 
 
-def test_another_endpoint_makes_another_study(tmp_path: Path) -> None:
-    """A server that calls itself by a good judge's name must not share its scores."""
-    judged = lay(tmp_path, "aime25", rows_of("aime25", 40))
-
-    def asked_at(address: str) -> str:
-        environment = {"FT_JUDGE_MODEL": "gpt-4", "FT_JUDGE_API_BASE": f"http://user:secret@{address}/v1?key=secret"}
-        chosen = load({}, None, environment, tmp_path)
-        return asked_how(judged, chosen, choose_judges(chosen, [judged], tmp_path))
-
-    assert asked_at("127.0.0.1:9").endswith("judged by gpt-4 at http://127.0.0.1:9/v1")
-    assert asked_at("127.0.0.1:8") != asked_at("127.0.0.1:9")
-    assert "secret" not in asked_at("127.0.0.1:9")
-
-
 # The same question in two benchmarks
 
 
@@ -157,7 +142,7 @@ AIME = [
 ]
 
 
-def lay(root: Path, file: str, rows: list[dict[str, str]]) -> None:
+def lay_rows(root: Path, file: str, rows: list[dict[str, str]]) -> None:
     path = root / "benchmarks" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -173,9 +158,9 @@ COMPASS = "opencompass:aime2024.aime2024_llmjudge_gen_5e9f4f"
 
 
 def lay_aime_twice(root: Path) -> None:
-    lay(root, "aime24/test.jsonl", [{"question": text, "answer": str(i)} for i, text in enumerate(AIME)])
+    lay_rows(root, "aime24/test.jsonl", [{"question": text, "answer": str(i)} for i, text in enumerate(AIME)])
     again = [{"origin_prompt": text.replace(" ", "  ").upper(), "gold_answer": str(i)} for i, text in enumerate(AIME)]
-    lay(root, f"{COMPASS.replace(':', '/')}/data/aime.jsonl", again)
+    lay_rows(root, f"{COMPASS.replace(':', '/')}/data/aime.jsonl", again)
 
 
 def test_no_half_is_searched_with_what_another_benchmark_keeps_sealed(tmp_path: Path) -> None:
@@ -212,8 +197,8 @@ def test_multiple_choice_questions_are_known_by_their_choices(tmp_path: Path) ->
         letters = [{"A": f"claim {start + i}", "B": f"claim {start - i}", "C": "both", "D": "none"} for i in range(8)]
         return [{"question": "Which one is true?", **one, "answer": "A", "category": "law"} for one in letters]
 
-    lay(tmp_path, "mmlu/test.jsonl", rows(100))
-    lay(tmp_path, "mmlu/train.jsonl", rows(200))
+    lay_rows(tmp_path, "mmlu/test.jsonl", rows(100))
+    lay_rows(tmp_path, "mmlu/train.jsonl", rows(200))
     (mmlu,) = read(tmp_path, ["mmlu"]).search
     assert mmlu.halves.duplicates == 0
     assert (len(mmlu.halves.search), len(mmlu.halves.test)) == (4, 4)

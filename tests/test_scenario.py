@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +14,7 @@ import pytest
 
 from agent.accept import SINGLE
 from agent.propose.digest import mistakes_text, scores_text, trials_text
-from agent.records import Contamination, History, Mistake, Scores
+from agent.records import Contamination, FileRef, History, Mistake, Question, Score, Scores
 from agent.report import plots
 from agent.report.markdown import report_text
 from agent.report.summary import summary
@@ -231,3 +233,25 @@ def test_a_dropped_candidate_is_told_as_such(tmp_path: Path) -> None:
     assert "dropped after 30 of 150 questions" in summary(report)
     assert "racing 80% of 150 questions saved: 1 of 1 candidate dropped early" in " ".join(summary(report).split())
     assert Scores(scores=(make_score(0.2),)).others == ()
+
+
+def test_unscored_answers_of_several_cannot_win(tmp_path: Path) -> None:
+    """Every question has one right answer that was scored, and three that were not."""
+    one = scenario(tmp_path, lay_benchmark(tmp_path, questions(200)))
+    bench = make_bench(tmp_path, "write()")
+    (base,) = one.baseline(bench).scores
+    answers = load_questions(base.questions)
+    lucky = [msgspec.structs.replace(answer, score=1.0, scores=(1.0, None, None, None)) for answer in answers]
+    even = [msgspec.structs.replace(answer, score=0.25, scores=(1.0, 0.0, 0.0, 0.0)) for answer in answers]
+    new, old = (keep(tmp_path / name, base, found) for name, found in (("new", lucky), ("old", even)))
+    assert one.compare([new], [old], "base", 1).verdict == "unscored"
+    sure = [msgspec.structs.replace(answer, score=1.0, scores=(1.0,) * 4) for answer in answers]
+    assert one.compare([keep(tmp_path / "sure", base, sure)], [old], "base", 1).verdict == "better"
+
+
+def keep(path: Path, score: Score, answers: Sequence[Question]) -> Score:
+    """The score with these answers behind it."""
+    content = b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers)
+    path.write_bytes(content)
+    file = FileRef(path=str(path), sha256=hashlib.sha256(content).hexdigest())
+    return msgspec.structs.replace(score, questions=file, samples=4)

@@ -58,9 +58,9 @@ def proposals(history: History) -> list[Proposal]:
     return [trial.proposal for trial in history.trials if trial.proposal]
 
 
-def dropped(trial: Trial, difference: float) -> Trial:
+def dropped(trial: Trial, difference: float, against: str = "base") -> Trial:
     """The trial as if its race had ended after 30 questions, with this paired difference on them."""
-    comparison = msgspec.structs.replace(make_comparison(difference, "tie", n=30), asked=30, planned=150)
+    comparison = msgspec.structs.replace(make_comparison(difference, "tie", against, n=30), asked=30, planned=150)
     return msgspec.structs.replace(trial, comparison=comparison)
 
 
@@ -69,8 +69,7 @@ def test_a_dropped_trial_is_ranked_by_its_paired_difference_and_not_by_the_quest
     history = History(base=(make_score(0.4),), trials=(full, easy))
     assert history.estimate(full) == pytest.approx(0.45)
     assert history.estimate(easy) == pytest.approx(0.3)
-    later = dropped(make_trial(3, 0.9, against="trial 1"), -0.1)
-    later = msgspec.structs.replace(later, comparison=msgspec.structs.replace(later.comparison, against="trial 1"))
+    later = dropped(make_trial(3, 0.9), -0.1, "trial 1")
     assert History(base=history.base, trials=(full, easy, later)).estimate(later) == pytest.approx(0.35)
     assert history.estimate(make_failed(4)) is None
     seen = search(START + 1, peak)

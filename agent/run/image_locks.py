@@ -1,7 +1,7 @@
 """Who uses which image: a lock file for each, since all workspaces of a user share one engine and its images.
 
-A study shares the lock of its images until its process ends, however that ends, also between two jobs, when no container
-shows that it needs them. Who removes an image must have its lock alone. The files are empty and stay.
+A study shares the lock of its images until its process ends, however that ends: also between two jobs, when no
+container shows that it needs them. Who removes an image must have its lock alone. The files are empty and stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from agent.errors import MachineError
 from agent.run.environments import default_root

@@ -6,6 +6,7 @@ read in the new image: recipes of the study are checked against them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -66,6 +67,7 @@ def newest(
     branch: str = "main",
     network: str | None = None,
     patience: float = 10.0,
+    archive: Path | None = None,
 ) -> Update:
     """The training image with the newest commit of LLaMA-Factory.
 
@@ -77,12 +79,18 @@ def newest(
         url: The repository. branch: Whose newest commit is meant.
         network: Of the build, as for `images.build`.
         patience: Seconds in which the repository must answer.
+        archive: Where the commit's source is kept, as a tar file.
 
     Raises:
         NotUpdated: It is out of reach, does not build, or is not satisfied by what the image has.
     """
     commit = _newest_commit(url, branch, patience)
-    update = at(client, environment_image, commit, say, url=url, network=network)
+    if archive:
+        archive.unlink(missing_ok=True)  # of a decision that was never journaled
+    update = at(client, environment_image, commit, say, url=url, network=network, archive=archive)
+    if archive and not archive.is_file():  # another study had the image built
+        with contextlib.suppress(NotUpdated), tempfile.TemporaryDirectory(prefix="ftloop-update-") as scratch:
+            _lay_down(_source(url, commit, Path(scratch)), archive)
     if missing := sorted(set(needed) - msgspec.json.decode(update.arguments, type=dict[str, Any]).keys()):
         remove(client, [update.image])
         raise NotUpdated(f"commit {commit[:12]} has no {', '.join(missing)} any more")
@@ -98,11 +106,13 @@ def at(
     known: bytes | None = None,
     url: str = URL,
     network: str | None = None,
+    archive: Path | None = None,
 ) -> Update:
     """The training image with one commit of LLaMA-Factory, built unless it is there; else as `newest`.
 
     A study that is continued calls this with the commit of its journal, and with the arguments that it has of it:
-    they are believed where the image is still there.
+    they are believed where the image is still there. It is built from the `archive` where that is there, and else from
+    the repository, and then the archive is made.
     """
     image = image_of(environment_image, commit)
     found = is_there(client, image)
@@ -111,9 +121,13 @@ def at(
     with tempfile.TemporaryDirectory(prefix="ftloop-update-") as scratch:
         try:
             if not found:
-                say(f"LLaMA-Factory: fetching commit {commit[:12]} of {url}")
-                source = _source(url, commit, Path(scratch))
+                source = archive
+                if source is None or not source.is_file():
+                    say(f"LLaMA-Factory: fetching commit {commit[:12]} of {url}")
+                    source = _source(url, commit, Path(scratch))
                 _build(client, environment_image, image, commit, source, network, say)
+                if archive and source != archive:
+                    _lay_down(source, archive)
             # The installed version's own unmet requirements are what the lock leaves out on purpose.
             problems = _unmet(client, image, Path(scratch)) - _unmet(client, environment_image, Path(scratch))
             if problems:
@@ -155,6 +169,16 @@ def _source(url: str, commit: str, scratch: Path) -> Path:
         _git(argv, _FETCH_PATIENCE, f"commit {commit[:12]} of {url} cannot be fetched")
     shutil.rmtree(repository)
     return archive
+
+
+def _lay_down(source: Path, archive: Path) -> None:
+    """Keep a tar file, whole or not at all; where the disk does not take it, the repository has to be asked again."""
+    draft = archive.with_name(f".{archive.name}.draft")
+    try:
+        shutil.copyfile(source, draft)
+        draft.replace(archive)
+    except OSError:
+        draft.unlink(missing_ok=True)
 
 
 def _git(argv: list[str], patience: float, failed: str) -> bytes:

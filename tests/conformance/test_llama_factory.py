@@ -11,7 +11,7 @@ import pytest
 from agent.errors import MachineError
 from agent.journal import Journal, StageStarted, StudyOpened
 from agent.llama_factory import Source, Trainer, settle
-from agent.run import Runner
+from agent.run import Runner, updates
 from agent.run.containers import DockerRunner, connect
 from agent.run.images import remove
 from agent.run.updates import image_of
@@ -107,11 +107,39 @@ def test_an_image_that_was_removed_is_built_again_from_the_same_commit(
     repository.commit("0.9.7")
     before = paths.journal.read_bytes()
     remove(runner.client, [image_of(runner.environment_image("train"), commit)])
+    source = paths.llama_factory.read_bytes()
+    paths.llama_factory.write_bytes(source[:-1] + b"x")
     with pytest.raises(MachineError, match=f"began with LLaMA-Factory's commit {commit[:12]}") as stopped:
         call(runner, GONE)
     assert "file:///gone can be reached" in stopped.value.hint
     assert paths.journal.read_bytes() == before
     again = call(runner, upstream)
+    assert paths.llama_factory.read_bytes() == source
+    assert version(again, tmp_path / "again") == "0.9.6"
+    assert again.arguments == first.arguments
+    assert paths.journal.read_bytes() == before
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("there", [False, True], ids=["built by this study", "built by another one"])
+def test_an_image_that_was_removed_is_built_again_without_a_network(
+    call: Settle,
+    runner: DockerRunner,
+    upstream: Source,
+    repository: Repository,
+    paths: StudyPaths,
+    tmp_path: Path,
+    there: bool,
+) -> None:
+    """As FT_DOCKER_ENABLE_CACHE=False removes it: the study has the source."""
+    (commit,) = repository.commits()
+    image = runner.environment_image("train")
+    if there:
+        updates.at(runner.client, image, commit, print, url=repository.url, network="none")
+    first = call(runner, upstream)
+    before = paths.journal.read_bytes()
+    remove(runner.client, [image_of(image, commit)])
+    again = call(runner, GONE)
     assert version(again, tmp_path / "again") == "0.9.6"
     assert again.arguments == first.arguments
     assert paths.journal.read_bytes() == before
