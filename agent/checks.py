@@ -44,6 +44,7 @@ HUB = "https://huggingface.co"
 NEEDED: tuple[EnvironmentName, ...] = ("train", "bench")
 _GB = 10**9
 _KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
+_SET_JUDGE = "set FT_JUDGE_API_BASE and FT_JUDGE_API_KEY"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,10 +251,12 @@ def model(settings: Settings, machine: Hardware) -> Iterator[Finding]:
 def benchmarks(settings: Settings) -> Iterator[Finding]:
     """Whether each configured benchmark is known, and its data on disk."""
     unset = settings.origin("benchmark_datasets") == "default"
-    for name in (*settings.benchmark_datasets, *settings.search_benchmarks):
-        default = unset and name in settings.benchmark_datasets
+    aimed, pool = settings.benchmark_datasets, settings.search_benchmarks
+    named = [(name, "FT_BENCHMARK_DATASETS") for name in aimed] + [(name, "FT_SEARCH_BENCHMARKS") for name in pool]
+    for name, setting in named:
+        default = unset and setting == "FT_BENCHMARK_DATASETS"
         try:
-            require_known(name)
+            require_known(name, setting)
             yield _benchmark(name, settings.file_path)
         except UsageError as error:
             found = f"{error.message} (the default)" if default else error.message
@@ -297,15 +300,21 @@ def proposer(settings: Settings) -> Iterator[Finding]:
 
 
 def judge(settings: Settings) -> Iterator[Finding]:
-    """The model that marks answers, where a configured benchmark needs one."""
-    named = () if settings.origin("benchmark_datasets") == "default" else settings.benchmark_datasets
-    needed = ", ".join(name for name in (*named, *settings.search_benchmarks) if needs_judge(name))
+    """The model that marks answers, where a benchmark needs one; a demo does without the default benchmark."""
+    judged = [name for name in settings.benchmark_datasets if needs_judge(name)]
+    searched = [name for name in settings.search_benchmarks if needs_judge(name)]
+    default = settings.origin("benchmark_datasets") == "default" and not searched
+    needed = ", ".join((*judged, *searched))
     if not needed:
         yield _ok("judge", "not needed by the configured benchmarks")
-    elif (endpoint := settings.judge_endpoint()) is None:
-        raise UsageError(f"{needed} needs one, and none is configured", "set FT_JUDGE_API_BASE and FT_JUDGE_API_KEY")
-    else:
+    elif (endpoint := settings.judge_endpoint()) is not None:
         yield _ok("judge", answered(endpoint, "FT_JUDGE"))
+    elif default:
+        found = f"{needed}, the default benchmark, needs one, and none is configured"
+        advice = f"{_SET_JUDGE}, or FT_BENCHMARK_DATASETS to a benchmark without one; a demo needs none"
+        yield Finding(name="judge", status="warning", found=found, advice=advice)
+    else:
+        raise UsageError(f"{needed} needs one, and none is configured", _SET_JUDGE)
 
 
 def answered(endpoint: Endpoint, prefix: str, patience: float = PATIENCE) -> str:

@@ -31,6 +31,7 @@ from agent.records import (
     Sealed,
     Trial,
 )
+from agent.report.words import relation
 from agent.study import BASE, Lab
 
 IN_A_ROW = 5
@@ -198,7 +199,7 @@ def lesson(trial: Trial) -> str:
     found = trial.comparison
     assert found is not None
     dropped = "" if found.asked is None else f", dropped after {found.asked} of {found.planned} questions"
-    return f"{what}: {found.verdict} than {found.against} ({found.difference:+.3f}{dropped})"
+    return f"{what}: {relation(found)} ({found.difference:+.3f}{dropped})"
 
 
 def open_seal(lab: Lab) -> None:

@@ -332,7 +332,8 @@ class ChatModel:
 
     def _gave_up(self, attempts: int, reason: str) -> EndpointError:
         return EndpointError(
-            f"{self.endpoint.address} gave no usable answer in {attempts} attempts; the last problem: {reason}",
+            f"{self.endpoint.address} gave no usable answer in {attempts} attempt{'' if attempts == 1 else 's'}; "
+            f"the last problem: {reason}",
             f"check that it is up and that {self.endpoint.settings}_API_BASE is right, then run the same command again",
         )
 

@@ -76,7 +76,7 @@ def _head(report: StudyReport) -> str:
         ("Trials", _tally(report)),
         ("Proposer", words.markdown(words.usage(report.usage))),
         *([("Judge", words.markdown(words.usage(report.judging)))] if report.judging.calls else []),
-        ("Ended", words.markdown(report.ending)),
+        *([("Ended", words.markdown(report.ending))] if report.ending else []),
         ("Directory", _code(report.directory)),
     ]
     return f"# Study {words.markdown(report.study)}\n\n" + _table(("Asked", ""), rows)

@@ -72,7 +72,8 @@ def _head(console: Console, report: StudyReport) -> None:
     )
     tally = words.tally(report.trials)
     done = f"{words.count(len(report.trials), 'trial')} in {words.duration(report.active_seconds)}"
-    console.print(Text(f" {done}{': ' + tally if tally else ''}. Ended: {words.clean(report.ending).rstrip('.')}."))
+    ending = words.clean(report.ending).rstrip(".")
+    console.print(Text(f" {done}{': ' + tally if tally else ''}.{f' Ended: {ending}.' if ending else ''}"))
 
 
 def _table(report: StudyReport) -> Table:

@@ -292,10 +292,18 @@ def usage(value: Usage) -> str:
 
 def detectable(trials: Iterable[Trial]) -> str:
     """What the search could have found; the least sensitive comparison counts."""
-    gaps = [(t.comparison.detectable, t.comparison.planned or t.comparison.n) for t in trials if t.comparison]
-    if not gaps:
+    compared = [t.comparison for t in trials if t.comparison and t.comparison.verdict != "unscored"]
+    if not compared:
         return "No candidate was compared with the base, so nothing can be said about what would have been found."
-    gain, questions = max(gaps)
+    gain, questions = max((one.detectable, one.planned or one.n) for one in compared)
+    if vain := [one for one in compared if one.verdict == "undecidable" or one.detectable >= 1.0]:
+        asked = count(max(one.planned or one.n for one in vain), "question")
+        where = "" if len(vain) == len(compared) else f" in {len(vain)} of {len(compared)} comparisons"
+        return (
+            f"So few questions ({asked}), or so few of them left to win, decide nothing{where}: there, even an interval "
+            "above zero may be luck. What would help: more questions (FT_BENCHMARK_LIMIT, FT_SEARCH_BENCHMARKS), "
+            "or more answers to each (FT_BENCHMARK_SAMPLES)."
+        )
     return (
         f"A true gain of {gain:.2f} or more would have been found with 80% power "
         f"in every comparison ({count(questions, 'question')}); smaller ones may have gone unseen."

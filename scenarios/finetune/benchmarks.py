@@ -96,18 +96,19 @@ def resolve(names: Sequence[str], root: Path, fetch: Fetch, demo: Path | None = 
     return found
 
 
-def require_known(name: str) -> None:
-    """UsageError for a name that no benchmark can have; reads no data and downloads nothing."""
+def require_known(name: str, setting: str = "FT_BENCHMARK_DATASETS") -> None:
+    """UsageError for a name in `setting` that no benchmark can have; reads no data and downloads nothing."""
     if name in REGISTRY or name.endswith((".yaml", ".yml")):
         return
     anywhere = ", ".join(name for name, entry in REGISTRY.items() if entry.source)
     available = (
-        f"set FT_BENCHMARK_DATASETS; available: {anywhere}, opencompass:<config module>, lm_eval:<task>, "
+        f"set {setting}; available: {anywhere}, opencompass:<config module>, lm_eval:<task>, "
         "or the path of an lm-eval task YAML"
     )
     if name.startswith(PREFIXES):
         if not re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", name.split(":", 1)[1]):
-            raise UsageError(f"benchmark {name!r}: no name of a {name.split(':')[0]} config or task", available)
+            kind = "an OpenCompass config" if name.startswith("opencompass:") else "an lm-eval task"
+            raise UsageError(f"benchmark {name!r}: no name of {kind}", available)
         return
     if name in EXECUTED:
         raise UsageError(

@@ -54,8 +54,10 @@ class Measures:
 
 def require_names(names: Sequence[str], pool: Sequence[str]) -> None:
     """UsageError for a name that no benchmark can have, or one in both lists; reads no data."""
-    for name in (*names, *pool):
+    for name in names:
         require_known(name)
+    for name in pool:
+        require_known(name, "FT_SEARCH_BENCHMARKS")
     if both := [name for name in pool if name in names]:
         raise UsageError(
             f"{', '.join(both)} stands in FT_SEARCH_BENCHMARKS and in FT_BENCHMARK_DATASETS",
