@@ -17,7 +17,7 @@ LEAKS = ("FT_", "OPENAI_", "HF_", "RAY_", "WANDB_")
 
 
 def pytest_configure() -> None:
-    """A shell that starts the tests in the background has them ignore Ctrl-C, and everything that they start as well."""
+    """A shell that starts the tests in the background has them and their programs ignore Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -439,6 +439,7 @@ def test_a_body_that_ends_too_early_is_refused() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1", POST + CHAT])
 def test_a_client_that_falls_silent_holds_no_thread(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert http_server._Handler.timeout == http_server.PATIENCE
     monkeypatch.setattr(http_server._Handler, "timeout", 0.2)
     gateway = Gateway(endpoint("http://127.0.0.1:9/v1"), Price(), JUDGE)
     with gateway.open() as door, socket.socket(socket.AF_UNIX) as connection:
