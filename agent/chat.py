@@ -99,7 +99,8 @@ def study_budget(
     Raises:
         UsageError: FT_MAX_COST is set, and what earlier calls of the study cost is not known.
     """
-    if settings.max_cost is not None and state.usage.cost is None:
+    spent = (state.usage + state.judging).cost
+    if settings.max_cost is not None and spent is None:
         raise UsageError(
             f"{settings.origin('max_cost')}: FT_MAX_COST cannot be held: what earlier calls of this study cost is not "
             "known",
@@ -112,7 +113,7 @@ def study_budget(
         options.timeout,
         gpus=len(machine.gpus),
         gpu_seconds=None if hours is None else 3600.0 * hours - state.gpu_seconds,
-        money=Money(settings.max_cost, state.usage.cost or 0.0),
+        money=Money(settings.max_cost, spent or 0.0),
     )
 
 

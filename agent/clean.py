@@ -322,6 +322,11 @@ def _runs_below(directory: Path) -> str:
 
 def _images(busy: str, dry_run: bool) -> Iterator[Item]:
     """Our images, but those that a container was made from."""
+    from agent.run.containers import docker_answers
+
+    if docker_answers() is not None:
+        yield Item(what="images", fate="kept", why="no engine answers, so there are no images to remove")
+        return
     try:
         with _engine() as client:
             from agent.run.image_locks import alone

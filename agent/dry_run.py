@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,8 +25,11 @@ from scenarios.finetune.registry import REGISTRY
 def show(options: LoopOptions) -> None:
     """Print the plan; UsageError for whatever can be known to be wrong already."""
     settings = load(options.settings(), Path(options.config) if options.config else None, os.environ, Path.cwd())
-    for name, words in list(rows(options, settings)):  # all of it, or only what is wrong
-        print(f"{name:<11} {words}")
+    lines = [f"{name:<11} {words}" for name, words in rows(options, settings)]  # all of it, or only what is wrong
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; nor is the rest to be written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
@@ -57,7 +61,8 @@ def _data_set(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
     if name.startswith("demo/"):
         if name not in demo.DEMO:
             raise UsageError(f"there is no demo data set {name!r}", f"choose one of {', '.join(demo.DEMO)}")
-        yield "data set", f"{name}, made on the spot ({demo.DEMO[name].summary})"
+        there = settings.file_path / "datasets" / name
+        yield "data set", f"{name}, {_made(there, demo.TRAIN_FILE)} ({demo.DEMO[name].summary})"
         return
     found = hub.find("dataset", name, settings.file_path)
     yield "data set", f"{name}, {_where(found)}"
@@ -74,15 +79,21 @@ def _data_set(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
 def _model(options: LoopOptions, root: Path) -> str:
     if options.model is not None:
         if options.model == demo.MODEL:
-            return f"{options.model}, made on the spot"
+            return f"{options.model}, {_made(root / 'models' / options.model, 'config.json')}"
         return f"{options.model}, {_where(hub.find('model', options.model, root))}"
     if options.dataset in demo.DEMO:
-        return f"{demo.DEMO[options.dataset].model}, made on the spot"
+        name = demo.DEMO[options.dataset].model
+        return f"{name}, {_made(root / 'models' / name, 'config.json')}"
     return f"the best fitting one in {root / 'models'}, else {DEFAULT_MODEL}"
 
 
 def _where(found: hub.Fetched | None) -> str:
-    return f"on disk in {found.path}" if found else "downloaded from the Hugging Face hub"
+    return f"on disk in {found.path}" if found else "to be downloaded from the Hugging Face hub"
+
+
+def _made(directory: Path, file: str) -> str:
+    """Where a part of the demo is, known by one of its files."""
+    return f"on disk in {directory}" if (directory / file).is_file() else "to be made on the spot"
 
 
 def _benchmarks(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:

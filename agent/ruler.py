@@ -8,6 +8,7 @@ from pathlib import Path
 
 from agent import accept
 from agent.errors import UsageError
+from agent.money import Money
 from agent.records import Split
 from agent.settings import Settings
 from scenarios.finetune.benchmarks import Benchmark
@@ -28,14 +29,17 @@ def asked_how(benchmark: Benchmark, settings: Settings, judges: Judges | None) -
     return f"{_sampling(benchmark, settings)[1]}, {benchmark.fewshots}-shot, version {version}{judged}"
 
 
-def choose_judges(settings: Settings, benchmarks: Sequence[Benchmark], scores: Path) -> Judges | None:
+def choose_judges(
+    settings: Settings, benchmarks: Sequence[Benchmark], scores: Path, money: Money | None = None
+) -> Judges | None:
     """Who marks answers; None where no benchmark needs that.
 
     Args:
         scores: Directory of the scores of all studies, which keeps verdicts as well.
+        money: Of the study; what is left of it when a score begins is what judging may cost.
 
     Raises:
-        UsageError: A benchmark needs a judge, and no endpoint is configured.
+        UsageError: A benchmark needs a judge, and no endpoint is configured, or its price is not known.
     """
     judged = [benchmark.name for benchmark in benchmarks if benchmark.verdicts]
     if not judged:
@@ -46,15 +50,17 @@ def choose_judges(settings: Settings, benchmarks: Sequence[Benchmark], scores: P
             f"the answers of {', '.join(judged)} are marked by a judge model, and no endpoint is configured",
             "set FT_JUDGE_MODEL with FT_JUDGE_API_KEY or FT_JUDGE_API_BASE, or choose another benchmark",
         )
-    from agent.gateway import Gateway, Judge
-    from agent.llm import Endpoint, Price
+    from agent.gateway import Gateway, Judge, Limits
+    from agent.llm import Endpoint, Price, quote
 
     endpoint = Endpoint.of(found, "FT_JUDGE")
-    price = Price(input=settings.judge_price_input, output=settings.judge_price_output)
+    given = Price(input=settings.judge_price_input, output=settings.judge_price_output)
+    price = quote(endpoint, given, settings.prices, "FT_JUDGE").price
 
     def gateway(verdicts: Sequence[str], directory: Path) -> Gateway:
         role = Judge(tuple(verdicts), scores / "verdicts")
-        return Gateway(endpoint, price, role, transcript=directory / "judge.jsonl")
+        limits = Limits(cost=money.left() if money else None)
+        return Gateway(endpoint, price, role, transcript=directory / "judge.jsonl", limits=limits)
 
     return Judges(found.model, gateway, endpoint.address)
 

@@ -61,6 +61,7 @@ class StageBench:
     def spend(self, usage: Usage) -> None:
         """Count what a language model consumed in this stage."""
         self.consumed.append(usage)
+        self.budget.money.spend(usage.cost or 0.0)
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         """Run a job; BudgetEnded where the call's time stopped it, MachineError where its engine went away.

@@ -109,7 +109,7 @@ def _at_work(
         cache=workspace.scores,
         weights=subject.weights,
         samples=settings.benchmark_samples,
-        judges=choose_judges(settings, subject.measures.all, workspace.scores),
+        judges=choose_judges(settings, subject.measures.all, workspace.scores, budget.money),
     )
     proposer = make_proposer(model, settings, subject, scenario, machine, budget, paths)
     study = Study(paths.root.name, paths, journal, runner, view, budget)

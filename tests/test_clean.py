@@ -494,10 +494,10 @@ def test_what_cannot_be_removed_is_said(settings: Settings, tmp_path: Path) -> N
     assert (tmp_path / "elsewhere" / "inner").is_dir()
 
 
-def test_images_without_an_engine_are_a_failure(settings: Settings) -> None:
+def test_without_an_engine_there_are_no_images_to_remove(settings: Settings) -> None:
     (item,) = cleaned(settings, Wanted(images=True)).values()
-    assert (item.what, item.fate) == ("images", "failed")
-    assert "nobody.sock" in item.why
+    assert (item.what, item.fate) == ("images", "kept")
+    assert item.why == "no engine answers, so there are no images to remove"
 
 
 @pytest.fixture

@@ -223,13 +223,16 @@ def test_the_judge_is_asked_only_where_a_benchmark_needs_one(tmp_path: Path) -> 
     with ChatServer(ready) as server:
         judge = {"FT_JUDGE_API_BASE": server.url, "FT_JUDGE_MODEL": "the-judge"}
         (unneeded,) = checks.judge(given(tmp_path, **judge, FT_BENCHMARK_DATASETS='["gsm8k"]'))
-        (default,) = checks.judge(given(tmp_path, **judge))
         assert server.requests == []
         (needed,) = checks.judge(given(tmp_path, **judge, FT_BENCHMARK_DATASETS='["gsm8k", "aime25"]'))
-    assert unneeded.found == default.found == "not needed by the configured benchmarks"
+    assert unneeded.found == "not needed by the configured benchmarks"
     assert needed.found.startswith("the-judge at")
     with pytest.raises(UsageError, match="aime25 needs one"):
         list(checks.judge(given(tmp_path, FT_BENCHMARK_DATASETS='["aime25"]')))
+    with pytest.raises(UsageError, match="aime25 needs one"):
+        list(checks.judge(given(tmp_path, FT_BENCHMARK_DATASETS='["gsm8k"]', FT_SEARCH_BENCHMARKS='["aime25"]')))
+    (default,) = checks.judge(given(tmp_path))
+    assert (default.status, default.found.split(" needs")[0]) == ("warning", "aime25, the default benchmark,")
 
 
 # The hub

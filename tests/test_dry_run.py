@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,9 @@ from agent import dry_run
 from agent.errors import UsageError
 from agent.options import parse
 from agent.settings import load
+from scenarios.finetune import demo
+
+ROOT = Path(__file__).parent.parent
 
 
 def proposer(tmp_path: Path, **environ: str) -> str:
@@ -102,4 +108,26 @@ def test_columns_that_are_not_recognised_are_refused_before_a_night_is_planned(t
 
 
 def test_data_that_are_not_there_are_said_to_be_downloaded(tmp_path: Path) -> None:
-    assert data_set(tmp_path) == [("data set", "lab/mine, downloaded from the Hugging Face hub")]
+    assert data_set(tmp_path) == [("data set", "lab/mine, to be downloaded from the Hugging Face hub")]
+
+
+def test_the_demo_is_said_to_be_made_until_it_is_on_disk(tmp_path: Path) -> None:
+    def said() -> dict[str, str]:
+        settings = load({}, None, {"FT_FILE_PATH": str(tmp_path)}, tmp_path)
+        return dict(dry_run.rows(parse(["--dataset", "demo/reverse"]), settings))
+
+    assert said()["data set"] == "demo/reverse, to be made on the spot (reverse eight digits)"
+    assert said()["model"] == "demo/tiny, to be made on the spot"
+    demo.make_data(tmp_path / "datasets" / "demo" / "reverse")
+    assert said()["data set"].startswith(f"demo/reverse, on disk in {tmp_path}/datasets/demo/reverse (")
+    assert said()["model"] == "demo/tiny, to be made on the spot"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "agent/loop.py", "--dataset", "demo/reverse", "--dry-run"]
+    env = {**os.environ, "FT_FILE_PATH": str(tmp_path), "FT_PROPOSER": "tpe"}
+    ended = subprocess.run(command, cwd=ROOT, env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")

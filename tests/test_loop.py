@@ -50,7 +50,8 @@ def test_only_what_is_provably_better_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "output" / "toy" / "weights").read_text() == "0.6"
     assert "exit code 7" in trials[3].failure.reason or "7" in trials[3].failure.reason
     assert "training" in trials[3].failure.tail
-    assert "trial 2" in trials[4].lesson
+    assert "worse than trial 2 (-" in trials[4].lesson
+    assert "tie with base (" in trials[0].lesson
 
 
 def test_losers_weights_are_pruned_and_the_best_stay(tmp_path: Path) -> None:

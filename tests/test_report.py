@@ -128,6 +128,22 @@ def test_nobody_won_is_said_plainly_with_what_could_have_been_found() -> None:
         assert "vllm" not in text
 
 
+def test_questions_that_decide_nothing_promise_no_gain_to_be_found() -> None:
+    vain = replace(make_comparison(0.4, "undecidable"), low=0.1, n=15, detectable=0.48)
+    alone = replace(nobody_report(), trials=(make_trial(1, 0.5, comparison=vain),))
+    mixed = replace(alone, trials=(*alone.trials, make_trial(2, 0.02, "tie")))
+    for report, where in ((alone, "nothing: there"), (mixed, "nothing in 1 of 2 comparisons: there")):
+        for text in (" ".join(summary(report).split()), report_text(report).replace("\\", "")):
+            assert "80% power" not in text
+            assert f"So few questions (15), or so few of them left to win, decide {where}" in text
+            assert "FT_BENCHMARK_SAMPLES" in text
+
+
+def test_no_ending_is_printed_where_there_is_none() -> None:
+    report = make_report(ending="")
+    assert "Ended" not in summary(report) + report_text(report)
+
+
 def test_a_gain_that_the_test_split_does_not_confirm_is_said_plainly() -> None:
     sealed = make_report().sealed
     assert sealed is not None

@@ -102,8 +102,9 @@ def test_a_pool_that_is_the_target_is_refused(tmp_path: Path) -> None:
         read(tmp_path, [aim], [copy])
     with pytest.raises(UsageError, match="stands in FT_SEARCH_BENCHMARKS and in FT_BENCHMARK_DATASETS"):
         read(tmp_path, [aim], [aim])
-    with pytest.raises(UsageError, match="unknown benchmark 'aime42'"):
+    with pytest.raises(UsageError, match="unknown benchmark 'aime42'") as caught:
         read(tmp_path, [aim], ["aime42"])
+    assert caught.value.hint.startswith("set FT_SEARCH_BENCHMARKS; available: ")
 
 
 def test_training_data_are_searched_for_the_questions_of_pool_and_target(tmp_path: Path) -> None:

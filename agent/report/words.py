@@ -297,11 +297,11 @@ def detectable(trials: Iterable[Trial]) -> str:
         return "No candidate was compared with the base, so nothing can be said about what would have been found."
     gain, questions = max((one.detectable, one.planned or one.n) for one in compared)
     if vain := [one for one in compared if one.verdict == "undecidable" or one.detectable >= 1.0]:
-        asked = count(max(one.planned or one.n for one in vain), "question")
+        asked = max(one.planned or one.n for one in vain)
         where = "" if len(vain) == len(compared) else f" in {len(vain)} of {len(compared)} comparisons"
         return (
-            f"So few questions ({asked}), or so few of them left to win, decide nothing{where}: there, even an interval "
-            "above zero may be luck. What would help: more questions (FT_BENCHMARK_LIMIT, FT_SEARCH_BENCHMARKS), "
+            f"So few questions ({asked:,}), or so few of them left to win, decide nothing{where}: there, even an "
+            "interval above zero may be luck. What would help: more questions (FT_BENCHMARK_LIMIT, FT_SEARCH_BENCHMARKS), "
             "or more answers to each (FT_BENCHMARK_SAMPLES)."
         )
     return (
