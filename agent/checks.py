@@ -20,7 +20,7 @@ import msgspec
 
 from agent import hub
 from agent.chat import chosen_endpoint
-from agent.errors import BudgetEnded, MachineError, UsageError
+from agent.errors import BudgetEnded, FtloopError, MachineError, UsageError
 from agent.gather import DEFAULT_MODEL
 from agent.hardware import Hardware
 from agent.hub.client import amount
@@ -304,17 +304,19 @@ def judge(settings: Settings) -> Iterator[Finding]:
     judged = [name for name in settings.benchmark_datasets if needs_judge(name)]
     searched = [name for name in settings.search_benchmarks if needs_judge(name)]
     default = settings.origin("benchmark_datasets") == "default" and not searched
-    needed = ", ".join((*judged, *searched))
+    needed = ", ".join((*judged, *searched)) + (", the default benchmark," if default and judged else "")
     if not needed:
         yield _ok("judge", "not needed by the configured benchmarks")
-    elif (endpoint := settings.judge_endpoint()) is not None:
+        return
+    try:
+        if (endpoint := settings.judge_endpoint()) is None:
+            raise UsageError(f"{needed} needs one, and none is configured", _SET_JUDGE)
         yield _ok("judge", answered(endpoint, "FT_JUDGE"))
-    elif default:
-        found = f"{needed}, the default benchmark, needs one, and none is configured"
-        advice = f"{_SET_JUDGE}, or FT_BENCHMARK_DATASETS to a benchmark without one; a demo needs none"
-        yield Finding(name="judge", status="warning", found=found, advice=advice)
-    else:
-        raise UsageError(f"{needed} needs one, and none is configured", _SET_JUDGE)
+    except FtloopError as error:
+        if not default:
+            raise
+        advice = f"{error.hint}; or set FT_BENCHMARK_DATASETS to a benchmark without a judge (a demo needs none)"
+        yield Finding(name="judge", status="warning", found=error.message, advice=advice)
 
 
 def answered(endpoint: Endpoint, prefix: str, patience: float = PATIENCE) -> str:

@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import shlex
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,22 @@ from tests.servers.hub_server import Hub
 from tests.servers.openai_server import ChatAnswer, ChatServer
 
 KEY = "sk-nobody-may-see-this-key"
+
+
+class BrokenEngine(BaseHTTPRequestHandler):
+    """A Docker engine that says its version and that it is alive, and nothing else."""
+
+    def do_GET(self) -> None:
+        alive = self.path.endswith(("/_ping", "/version"))
+        body = json.dumps({"ApiVersion": "1.44"} if alive else {"message": "out of order"}).encode()
+        self.send_response(200 if alive else 500)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture
@@ -109,9 +127,15 @@ def test_clean_says_what_it_removed_and_how_much(user: User, here: dict[str, str
 
 
 def test_clean_says_what_it_could_not_do(user: User, here: dict[str, str]) -> None:
-    output = user.run(*shlex.split("ftloop clean --images --checkpoints"), env=here, code=3)
-    assert "failed" in output
-    assert "nobody.sock" in output
+    output = user.run(*shlex.split("ftloop clean --images --checkpoints"), env=here)
+    assert "no engine answers, so there are no images to remove" in output
+    with ThreadingHTTPServer(("127.0.0.1", 0), BrokenEngine) as engine:
+        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        there = {**here, "DOCKER_HOST": f"tcp://127.0.0.1:{engine.server_port}"}
+        output = user.run(*shlex.split("ftloop clean --images"), env=there, code=3)
+        engine.shutdown()
+    assert "failed " in output
+    assert "out of order" in output
     user.run("ftloop", "clean", env={**here, "FT_RUNNER": "dockr"}, code=2)
 
 

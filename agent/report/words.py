@@ -301,8 +301,8 @@ def detectable(trials: Iterable[Trial]) -> str:
         where = "" if len(vain) == len(compared) else f" in {len(vain)} of {len(compared)} comparisons"
         return (
             f"So few questions ({asked:,}), or so few of them left to win, decide nothing{where}: there, even an "
-            "interval above zero may be luck. What would help: more questions (FT_BENCHMARK_LIMIT, FT_SEARCH_BENCHMARKS), "
-            "or more answers to each (FT_BENCHMARK_SAMPLES)."
+            "interval above zero may be luck. What would help: more questions (FT_BENCHMARK_LIMIT, "
+            "FT_SEARCH_BENCHMARKS), or more answers to each (FT_BENCHMARK_SAMPLES)."
         )
     return (
         f"A true gain of {gain:.2f} or more would have been found with 80% power "

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from agent.journal import Journal
-from agent.records import Checkpoint, Recipe, Scores, Sealed
+from agent.records import Checkpoint, Proposal, Recipe, Scores, Sealed
 from agent.run.environments import Environments
 from scenarios.finetune.benchmarks import resolve
 from tests.end_to_end.command import User, processes_below
@@ -133,16 +133,20 @@ def test_a_language_model_repairs_its_recipe_and_learns_from_the_score(user: Use
 
 
 def replayed(user: User, recipes: list[Recipe]) -> None:
-    """The study's transcript, in a new workspace and without the endpoint, gives the same recipes byte for byte."""
+    """The study's transcript, in a new workspace and without the endpoint, gives the same recipes byte for byte.
+
+    Nothing is trained again, so of the first trial only; tests/test_replay.py replays whole studies.
+    """
     (entry,) = user.studies()
     other = user.home / "other"
     output = user.loop(
-        *("--dataset", "demo/reverse", "--loop_n", "2", "--llm", f"replay:{entry.path}/transcript.jsonl"),
+        *("--dataset", "demo/reverse", "--step_n", "2", "--llm", f"replay:{entry.path}/transcript.jsonl"),
         env={"FT_FILE_PATH": str(other), "FT_RUNNER": "local"},
     )
     (journal,) = other.glob("studies/*/journal.jsonl")
-    again = [trial.proposal.recipe for trial in Journal(journal).state.trials if trial.proposal]
-    assert msgspec.json.encode(again) == msgspec.json.encode(recipes)
+    again = Journal(journal).state.result(1, "propose", Proposal)
+    assert again is not None
+    assert msgspec.json.encode(again.recipe) == msgspec.json.encode(recipes[0])
     assert "the prompt differs" not in output
 
 
