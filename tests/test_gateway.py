@@ -42,7 +42,7 @@ forwarding: Callable[[str], AbstractContextManager[str]] = runpy.run_path(str(re
 ]
 
 KEY = "sk-judge-0123456789abcdef"
-QUICK = Limits(call=0.5, patience=3.0, retries=1, failures=2)
+QUICK = Limits(call=0.5, patience=4.0, retries=1, failures=2)
 JUDGE = Judge(("A", "B"))
 
 
