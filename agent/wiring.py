@@ -98,7 +98,8 @@ def _at_work(
     # After everything that can be wrong: this may take minutes.
     runner, plan = ready(runner, journal, paths, plan, settings, view.say)
     name = paths.root.name
-    bench = StageBench(paths.templates, f"{name}-templates", {"study": name}, runner, Budget(), view)
+    labels = {"study": name, "stage": paths.templates.name}
+    bench = StageBench(paths.templates, f"{name}-templates", labels, runner, Budget(), view)
     template_check.check(bench, plan, [benchmark.engine for benchmark in subject.measures.all])
     scenario = FineTune(
         plan=plan,

@@ -169,7 +169,8 @@ def test_a_study_needs_its_images_from_the_moment_they_are_ready(runner: DockerR
 
 def test_an_engine_that_went_away_is_said_and_no_error(runner: DockerRunner, tmp_path: Path) -> None:
     said: list[str] = []
-    nobody = DockerRunner(DockerClient("tcp://127.0.0.1:9", version="1.41"))
+    own = f"ftloop-test-cache:gone-{secrets.token_hex(4)}"  # the real ones may be in use on this machine
+    nobody = DockerRunner(DockerClient("tcp://127.0.0.1:9", version="1.41"), {"train": own, "bench": own})
     with lab(tmp_path, proposer=Listed([0.9]), runner=runner, loop_n=1) as toy:
         run_call(toy)
         remove_images(toy.study, nobody, Workspace(tmp_path), settings(tmp_path), said.append)
