@@ -382,7 +382,14 @@ def test_the_judge_can_fail() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["2M lora", "11M llama full", "65M qwen3 freeze"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2M lora",
+        pytest.param("11M llama full", marks=pytest.mark.long),
+        pytest.param("65M qwen3 freeze", marks=pytest.mark.long),
+    ],
+)
 def test_the_peak_of_a_real_training_is_foreseen(name: str, tmp_path: Path, environments: Environments) -> None:
     """The whole table is made by tests/estimates.py."""
     case = CASES[name]

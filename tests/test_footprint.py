@@ -151,7 +151,7 @@ class Weighing(Here):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "full", "freeze"])
+@pytest.mark.parametrize("method", ["lora", "full", pytest.param("freeze", marks=pytest.mark.long)])
 def test_a_real_training_writes_what_was_expected(real: tuple[TrainingPlan, Path], tmp_path: Path, method: str) -> None:
     plan, binaries = real
     recipe = Recipe(train={"finetuning_type": method, "num_train_epochs": 0.2})
