@@ -22,46 +22,21 @@ import json
 import math
 import os
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import score
-from compass_data import CONFIGS, Reply, Request, check_data, evaluator_name, groups, load_configs, place, write
+from compass_data import CONFIGS, Reply, Request, check_data, evaluator_name, groups, load_configs, place
 from compass_model import Model
 from compass_scores import Mark, evaluate, judging
-from score import CannotScore
 
 PACKAGES = ("opencompass", "transformers", "torch", "peft", "tokenizers")
 
 
 def main(path: str) -> int:
     """Score the request in the file `path`; the exit code."""
-    request = Request(**json.loads(Path(path).read_text("utf-8")))
-    output = Path(request.output)
-    try:
-        started = time.monotonic()
-        with Path(request.questions).open(encoding="utf-8") as lines:
-            questions = [json.loads(line) for line in lines]
-        score.check_model(request)
-        answers, settings = answer(request, questions)
-        settings["seconds"] = round(time.monotonic() - started, 3)
-        write(output / "questions.jsonl", "".join(json.dumps(one) + "\n" for one in answers))
-        scored = [one["score"] for one in answers if one["score"] is not None]
-        if not scored:
-            raise CannotScore(f"not one of {len(answers)} questions has a score")
-        mean = math.fsum(scored) / len(scored)
-        write(output / "result.json", json.dumps({"n": len(answers), "mean": mean, "settings": settings}))
-    except CannotScore as error:
-        write(output / "error.txt", str(error))
-        print(f"cannot score: {error}", file=sys.stderr)
-        return 1
-    except Exception as error:  # the traceback goes to the log, its last line to the person
-        write(output / "error.txt", f"{type(error).__name__}: {error}"[:2000])
-        raise
-    print(f"scored {len(scored)} of {len(answers)} questions: {mean:.4f}", flush=True)
-    return 0
+    return score.run(Request(**json.loads(Path(path).read_text("utf-8"))), answer)
 
 
 def answer(request: Request, questions: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import score
@@ -143,10 +142,3 @@ def is_judged(config: Any) -> bool:
 
 def _plain(text: str) -> str:
     return " ".join(text.split())
-
-
-def write(path: Path, text: str) -> None:
-    """Never half a file: readers outside look at any time."""
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(text, "utf-8")
-    scratch.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import random
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import score
-from compass_data import TURNS, Group, Reply, Request, write
+from compass_data import TURNS, Group, Reply, Request
 from score import CannotScore
 
 
@@ -49,7 +48,7 @@ class Model:
                 "temperature": self.request.temperature if sampled else 0.0,
                 "max_gen_toks": self.longest,
             },
-            "chat_template": hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None,
+            "chat_template": score.template_hash(template),
             "truncated": self.truncated,
             "batch_size": self.batch,
         }
@@ -155,7 +154,7 @@ class Model:
 
     def _progress(self) -> None:
         self._written = time.monotonic()
-        write(Path(self.request.output) / "progress", f"{self._answered // self.request.samples}/{self.total}")
+        score.write(Path(self.request.output) / "progress", f"{self._answered // self.request.samples}/{self.total}")
 
 
 def _counted(base: type[Any], told: Model) -> type[Any]:

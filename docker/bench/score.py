@@ -21,11 +21,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 SEED = 1234
 """Of the few-shot choice."""
@@ -83,6 +83,11 @@ class Request:
     blocks: Sequence[int] = ()
 
 
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+Answered = tuple[list[dict[str, Any]], dict[str, Any]]
+"""Answers in the order of the questions, and the settings they were made with."""
+
+
 class Counter:
     """Writes how many questions are answered into a small file; lm-eval calls it after each answer."""
 
@@ -94,12 +99,16 @@ class Counter:
         self._answered += 1
         if time.monotonic() - self._written > 0.5:
             self._written = time.monotonic()
-            _write(self._file, f"{self._answered // self._samples}/{self._total}")
+            write(self._file, f"{self._answered // self._samples}/{self._total}")
 
 
 def main(path: str) -> int:
     """Score the request in the file `path`; the exit code."""
-    request = Request(**json.loads(Path(path).read_text("utf-8")))
+    return run(Request(**json.loads(Path(path).read_text("utf-8"))), answer)
+
+
+def run(request: AnyRequest, answer: Callable[[AnyRequest, list[dict[str, Any]]], Answered]) -> int:
+    """Have the questions answered and lay down what became of it, whichever engine answers; the exit code."""
     output = Path(request.output)
     try:
         started = time.monotonic()
@@ -107,17 +116,20 @@ def main(path: str) -> int:
         check_model(request)
         answers, settings = answer(request, questions)
         settings["seconds"] = round(time.monotonic() - started, 3)
-        _write(output / "questions.jsonl", "".join(json.dumps(a) + "\n" for a in answers))
-        mean = math.fsum(a["score"] for a in answers) / len(answers)
-        _write(output / "result.json", json.dumps({"n": len(answers), "mean": mean, "settings": settings}))
+        write(output / "questions.jsonl", "".join(json.dumps(one) + "\n" for one in answers))
+        scored = [one["score"] for one in answers if one["score"] is not None]
+        if not scored:
+            raise CannotScore(f"not one of {len(answers)} questions has a score")
+        mean = math.fsum(scored) / len(scored)
+        write(output / "result.json", json.dumps({"n": len(answers), "mean": mean, "settings": settings}))
     except CannotScore as error:
-        _write(output / "error.txt", str(error))
+        write(output / "error.txt", str(error))
         print(f"cannot score: {error}", file=sys.stderr)
         return 1
     except Exception as error:  # the traceback goes to the log, its last line to the person
-        _write(output / "error.txt", f"{type(error).__name__}: {error}"[:2000])
+        write(output / "error.txt", f"{type(error).__name__}: {error}"[:2000])
         raise
-    print(f"scored {len(answers)} questions: {request.metric} {mean:.4f}", flush=True)
+    print(f"scored {len(scored)} of {len(answers)} questions: {request.metric} {mean:.4f}", flush=True)
     return 0
 
 
@@ -178,7 +190,7 @@ def answer(request: Request, questions: list[dict[str, Any]]) -> tuple[list[dict
         "generation": generation,
         "samples": request.samples,
         "seed": request.seed if request.samples > 1 else None,
-        "chat_template": _template_hash(model.tokenizer.chat_template),
+        "chat_template": template_hash(model.tokenizer.chat_template),
         "truncated": truncated,
         "device": model.device.type,
         "dtype": str(model.model.dtype).removeprefix("torch."),
@@ -358,7 +370,8 @@ def _is_score(value: Any) -> bool:
         return False
 
 
-def _template_hash(template: Any) -> str | None:
+def template_hash(template: Any) -> str | None:
+    """What a chat template is known by in a score's settings; None where there is none."""
     if template is None:
         return None
     return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
@@ -369,7 +382,7 @@ def _lines(path: str) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in lines)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Never half a file: readers outside look at any time."""
     scratch = path.with_name(path.name + ".part")
     scratch.write_text(text, "utf-8")
