@@ -35,7 +35,10 @@ def _once(lab: Lab, winner: Trial, index: int, base: Scores) -> None:
     assert measured is not None
     other = msgspec.structs.replace(recipe, seed=recipe.seed + index)
     checkpoint = study.stage(
-        number, confirm_stage(index, "train"), lambda bench: scenario.train(bench, other, measured), Checkpoint
+        number,
+        confirm_stage(index, "train"),
+        lambda bench: scenario.train(bench, other, measured, winner.data),
+        Checkpoint,
     )
     scores = study.stage(
         number,

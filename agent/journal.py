@@ -20,6 +20,7 @@ import msgspec
 from agent.errors import MachineError, StudyError
 from agent.records import (
     HOST_STAGES,
+    REFLECT,
     STAGES,
     Checkpoint,
     Comparison,
@@ -30,6 +31,7 @@ from agent.records import (
     MiniRun,
     Proposal,
     Scores,
+    TrainingData,
     Trial,
     Usage,
 )
@@ -241,7 +243,7 @@ class State:
         if self.calls and event.stage not in HOST_STAGES:
             self.gpu_seconds += event.seconds * self.calls[-1].gpus
         self._trial_seconds[event.trial] = self._trial_seconds.get(event.trial, 0.0) + event.seconds
-        if event.usage is not None and event.stage == "propose":
+        if event.usage is not None and event.stage in ("propose", "data", REFLECT):
             self.usage = self.usage + event.usage
         elif event.usage is not None:
             self.judging = self.judging + event.usage
@@ -268,6 +270,7 @@ class State:
         return Trial(
             number=number,
             proposal=self.result(number, "propose", Proposal),
+            data=self.result(number, "data", TrainingData),
             checkpoint=self.result(number, "train", Checkpoint),
             scores=scores.scores if scores else (),
             comparison=self.result(number, "accept", Comparison),

@@ -15,9 +15,12 @@ if __name__ == "__main__":  # run as a script: be `agent.loop`, loaded once, wit
 
 from collections.abc import Sequence
 
+import msgspec
+
 from agent.confirm import confirm
 from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, SettingError, TrialFailed
 from agent.options import parse
+from agent.propose import Author
 from agent.records import (
     Checked,
     Checkpoint,
@@ -29,10 +32,12 @@ from agent.records import (
     Score,
     Scores,
     Sealed,
+    TrainingData,
     Trial,
 )
 from agent.report.words import relation
 from agent.study import BASE, Lab
+from scenarios import Bench
 
 IN_A_ROW = 5
 """So many trials without a valid proposal, or failed in the same words, end the call: it does not mend by itself."""
@@ -132,16 +137,36 @@ def run_trial(lab: Lab) -> Trial:
         proposal = study.stage(number, "propose", lambda _: lab.proposer.propose(history, ()), Proposal)
         recipe = proposal.recipe
         study.stage(number, "check", lambda _: scenario.check(recipe), Checked)
+        data = prepare_data(lab, number, proposal) if recipe.prepares else None
         measured = study.stage(
-            number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, *study.ran()), MiniRun
+            number, "mini-run", lambda bench: scenario.mini_run(bench, recipe, *study.ran(), data), MiniRun
         )
-        checkpoint = study.stage(number, "train", lambda bench: scenario.train(bench, recipe, measured), Checkpoint)
+        checkpoint = study.stage(
+            number, "train", lambda bench: scenario.train(bench, recipe, measured, data), Checkpoint
+        )
         (against, best), nth = history.incumbent, history.compared + 1
         scores = study.stage(number, "bench", lambda bench: scenario.score(bench, checkpoint, best, nth), Scores)
         study.stage(number, "accept", lambda _: scenario.compare(scores.scores, best, against, nth), Comparison)
     except TrialFailed:
         pass  # journaled by its stage: a failed trial is a finding
     return study.end_trial(lesson)
+
+
+def prepare_data(lab: Lab, number: int, proposal: Proposal) -> TrainingData:
+    """The recipe's data work; a script that cannot be used goes back to its author, with what was wrong."""
+
+    def work(bench: Bench) -> TrainingData:
+        def mend(script: str, problem: str) -> str:
+            if not isinstance(lab.proposer, Author):
+                raise TrialFailed("data", problem)
+            recipe = msgspec.structs.replace(proposal.recipe, script=script)
+            mended = lab.proposer.mend(msgspec.structs.replace(proposal, recipe=recipe), problem)
+            bench.spend(mended.usage)
+            return mended.recipe.script
+
+        return lab.scenario.prepare(bench, proposal.recipe, mend)
+
+    return lab.study.stage(number, "data", work, TrainingData)
 
 
 def rescore_best(lab: Lab) -> None:

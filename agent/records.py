@@ -13,9 +13,11 @@ import msgspec
 
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
-Stage = Literal["propose", "check", "mini-run", "train", "bench", "accept"]
-STAGES: tuple[Stage, ...] = ("propose", "check", "mini-run", "train", "bench", "accept")
-HOST_STAGES = ("propose", "check", "accept")
+Stage = Literal["propose", "check", "data", "mini-run", "train", "bench", "accept"]
+STAGES: tuple[Stage, ...] = ("propose", "check", "data", "mini-run", "train", "bench", "accept")
+REFLECT = "reflect"
+"""The stage after a trial's last one, in which its lesson is written; no part of what the trial has to show."""
+HOST_STAGES = ("propose", "check", "accept", REFLECT)
 """Stages without a job: they use no GPU."""
 FailureKind = Literal[
     "proposal", "check", "data", "mini-run", "train:oom", "train:timeout", "train:exit", "bench", "judge"
@@ -46,14 +48,33 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What defines a training: LLaMA-Factory keys that a proposal may set, and the harness's seed."""
+    """What defines a training: LLaMA-Factory keys that a proposal may set, the data work, and the harness's seed.
+
+    Attributes:
+        script: A data script that makes the training data out of the study's; empty for none (docs/data-scripts.md).
+        data: Declarative steps over the study's data, or over what the script wrote, in order.
+    """
 
     train: dict[str, Value]
     seed: int = 42
+    script: str = ""
+    data: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it trains on other rows than the study's own."""
+        return bool(self.script or self.data)
+
+
+Mode = Literal["", "draft", "improve", "debug"]
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
-    """What to try next, why, and who says so (`author`: "tpe", "llm:gpt-4", ...)."""
+    """What to try next, why, and who says so (`author`: "tpe", "llm:gpt-4", ...).
+
+    `mode` says what kind of attempt it is: something new, a better version of its parent, or the mending of a parent
+    that failed; empty where the proposer does not tell them apart.
+    """
 
     hypothesis: str
     change: str  # in a few words: what differs from the parent
@@ -62,6 +83,14 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     expected: str = ""
     parent: int | None = None
+    mode: Mode = ""
+    usage: Usage = Usage()
+
+
+class Lesson(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trial teaches the next ones, in about 100 tokens; never a verdict, which is the harness's."""
+
+    text: str
     usage: Usage = Usage()
 
 
@@ -194,6 +223,25 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     changed: tuple[str, ...] = ()
 
 
+class TrainingData(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recipe's data work gave.
+
+    Attributes:
+        path: The directory that holds it as the trainer reads it. rows: How many.
+        script: The script that made it, mended where it had to be. repairs: How often that was.
+        summary: Its figures, for the next proposal: bounded, and without a row of any benchmark.
+        reused: The same work had been done before.
+    """
+
+    path: str
+    rows: int
+    script: str = ""
+    repairs: int = 0
+    summary: str = ""
+    reused: bool = False
+    usage: Usage = Usage()
+
+
 class MiniRun(msgspec.Struct, frozen=True, kw_only=True):
     """A few steps at the full sequence length: does it start, fit and learn at all?
 
@@ -269,6 +317,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     comparison: Comparison | None = None
     checkpoint: Checkpoint | None = None
     failure: Failure | None = None
+    data: TrainingData | None = None
     lesson: str = ""
     seconds: float = 0.0
 
@@ -282,11 +331,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def trained(self) -> Recipe | None:
-        """What was really trained: the proposal's recipe, with what memory or time had changed."""
-        if self.proposal is None or self.checkpoint is None or not self.checkpoint.changed:
-            return self.proposal.recipe if self.proposal else None
+        """What was really trained: the proposal's recipe, its script mended, with what memory or time had changed."""
+        if self.proposal is None:
+            return None
         recipe = self.proposal.recipe
-        return msgspec.structs.replace(recipe, train=recipe.train | self.checkpoint.changed)
+        changed = self.checkpoint.changed if self.checkpoint else {}
+        script = self.data.script if self.data else recipe.script
+        return msgspec.structs.replace(recipe, train=recipe.train | changed, script=script)
 
     @property
     def mean(self) -> float | None:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed, Usage
+from agent.records import Checked, Checkpoint, Comparison, MiniRun, Recipe, Score, Scores, Sealed, TrainingData, Usage
 from agent.run import Job, Outcome
 
 Progress = Callable[[], tuple[float, str] | None]
 """How far a running job is: a fraction in [0, 1] and a few words ("step 40/200, loss 1.32"); None if not known yet."""
 Stop = Callable[[], str | None]
 """Asked about twice a second while a job runs; a returned reason ends the job early."""
+Mend = Callable[[str, str], str]
+"""Asks a data script's author for a better one: (script, problem) -> script. Raises TrialFailed("data", ...)."""
 
 
 class Bench(Protocol):
@@ -60,16 +62,29 @@ class Scenario(Protocol):
         """The same as a stage: raises TrialFailed("check", ...)."""
         ...
 
-    def mini_run(
-        self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
-    ) -> MiniRun:
-        """A few steps at full length.
+    def prepare(self, bench: Bench, recipe: Recipe, mend: Mend) -> TrainingData:
+        """Do the recipe's data work: its script, then its steps; raises TrialFailed("data", ...).
 
-        `earlier` are the study's successful mini-runs, by trial number; `trained` the seconds of its trainings.
+        A script that fails, or whose rows cannot be trained on, is mended a few times.
         """
         ...
 
-    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
+    def mini_run(
+        self,
+        bench: Bench,
+        recipe: Recipe,
+        earlier: Sequence[tuple[int, MiniRun]],
+        trained: Sequence[float],
+        data: TrainingData | None = None,
+    ) -> MiniRun:
+        """A few steps at full length.
+
+        `data` is what the recipe's own data work gave; None for the study's data. `earlier` are the study's successful
+        mini-runs, by trial number; `trained` the seconds of its trainings.
+        """
+        ...
+
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None) -> Checkpoint:
         """Train, knowing what the mini-run measured; raises TrialFailed("train:...").
 
         BudgetEnded where the call has too little time left for it, and another one would have enough.

@@ -44,6 +44,7 @@ from agent.records import (
     Scores,
     Sealed,
     Split,
+    TrainingData,
 )
 from agent.report.plain import PlainView
 from agent.run import EnvironmentName, Job, Mount, Outcome, Runner, Say, Watch
@@ -51,7 +52,7 @@ from agent.run.local import LocalRunner
 from agent.space import Float, Parameter, Space
 from agent.store import StudyPaths, locked
 from agent.study import Lab, Study, allowance
-from scenarios import Bench
+from scenarios import Bench, Mend
 from tests.records_factory import make_identity
 
 QUESTIONS = 100
@@ -108,12 +109,26 @@ class Toy:
             raise TrialFailed("check", "; ".join(problems))
         return Checked()
 
+    def prepare(self, bench: Bench, recipe: Recipe, mend: Mend) -> TrainingData:
+        """A script is its own data; one that says "broken" has to be mended, three times at most."""
+        script = recipe.script
+        for repairs in range(4):
+            if "broken" not in script:
+                return TrainingData(path=str(bench.directory), rows=10, script=script, repairs=repairs)
+            script = mend(script, "it is broken")
+        raise TrialFailed("data", "it is broken")
+
     def mini_run(
-        self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
+        self,
+        bench: Bench,
+        recipe: Recipe,
+        earlier: Sequence[tuple[int, MiniRun]],
+        trained: Sequence[float],
+        data: TrainingData | None = None,
     ) -> MiniRun:
         return MiniRun(shape="toy", steps=1, seconds=0.0)
 
-    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None) -> Checkpoint:
         model = bench.directory / "model"
         skill = float(str(recipe.train["skill"])) - self.spread * (recipe.seed - Recipe(train={}).seed)
         fails = recipe.train.get("fail") or recipe.seed == self.fails_from

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from agent.records import History, Proposal, Recipe
+from agent.records import History, Lesson, Proposal, Recipe, Trial
 
 Check = Callable[[Recipe], list[str]]
 """Problems of a recipe, each one line that says what is wrong and what to write instead; empty if it may run."""
@@ -21,4 +21,20 @@ class Proposer(Protocol):
 
     def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
         """The next proposal, given the finished trials and the proposals still running."""
+        ...
+
+
+@runtime_checkable
+class Author(Proposer, Protocol):
+    """A proposer that also writes: a language model."""
+
+    def mend(self, proposal: Proposal, problem: str) -> Proposal:
+        """The proposal with another data script, because of what went wrong with this one.
+
+        Raises `TrialFailed("data", ...)` where it cannot be mended.
+        """
+        ...
+
+    def reflect(self, history: History, trial: Trial, found: str) -> Lesson:
+        """What the trial, which is not yet part of the history, teaches; `found` is what the harness's numbers say."""
         ...

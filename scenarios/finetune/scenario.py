@@ -10,9 +10,21 @@ import msgspec
 
 from agent import accept, verdicts
 from agent.errors import TrialFailed
-from agent.records import Checked, Checkpoint, Comparison, MiniRun, Question, Recipe, Score, Scores, Sealed, Split
+from agent.records import (
+    Checked,
+    Checkpoint,
+    Comparison,
+    MiniRun,
+    Question,
+    Recipe,
+    Score,
+    Scores,
+    Sealed,
+    Split,
+    TrainingData,
+)
 from agent.store import require_disk
-from scenarios import Bench
+from scenarios import Bench, Mend
 from scenarios.finetune import adapt, estimate_rules, footprint, training
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.benchmarks import Benchmark
@@ -73,8 +85,17 @@ class FineTune:
             raise TrialFailed("check", "; ".join(found))
         return Checked(changed=tuple(canonical(recipe.train, self.plan.arguments)))
 
+    def prepare(self, bench: Bench, recipe: Recipe, mend: Mend) -> TrainingData:
+        """Run the recipe's script and steps, and write what they gave without the benchmarks' questions."""
+        raise TrialFailed("data", "data work is not open to proposals yet")
+
     def mini_run(
-        self, bench: Bench, recipe: Recipe, earlier: Sequence[tuple[int, MiniRun]], trained: Sequence[float]
+        self,
+        bench: Bench,
+        recipe: Recipe,
+        earlier: Sequence[tuple[int, MiniRun]],
+        trained: Sequence[float],
+        data: TrainingData | None = None,
     ) -> MiniRun:
         """A few steps on the longest rows, unless the same shape has run before, or it would save next to nothing.
 
@@ -88,7 +109,7 @@ class FineTune:
         require_disk(bench.directory, needed + ROOM, "a mini-run")
         return adapt.mini_run(bench, recipe, self.plan, earlier)
 
-    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None) -> Checkpoint:
         """Train, or as near to it as memory and time allow, if the disk has room for weights and their copy."""
         needed = footprint.footprint(recipe, self.plan).until_published
         require_disk(bench.directory, needed + ROOM, "a training and the copy of its weights")
