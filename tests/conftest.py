@@ -23,7 +23,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is long is left out, and said to be, unless it is asked for."""
+    """What is long is left out, and said to be, unless it is asked for; what shares an engine or a file stays together.
+
+    Several processes run the tests at once (`make test`): those that need an engine would take each other's
+    containers and images for their own.
+    """
+    for item in items:
+        together = "engine" if item.get_closest_marker("docker") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(together))
     if os.environ.get("FTLOOP_TEST_LONG"):
         return
     for item in items:

@@ -19,7 +19,7 @@ from agent.hardware import Hardware
 from agent.journal import Journal, StudyOpened
 from agent.loop import run_call, stop_if_no_recipe_helps
 from agent.propose.digest import trials_text
-from agent.records import Checkpoint, History, MiniRun, Recipe, Value
+from agent.records import Checkpoint, History, MiniRun, Recipe, TrainingData, Value
 from agent.report.markdown import report_text
 from agent.report.plain import PlainView
 from agent.run import EnvironmentName, Say
@@ -317,8 +317,8 @@ def test_five_trainings_that_are_too_long_end_the_call_whatever_their_numbers() 
 class Halving(toy.Toy):
     """The toy, whose trainings need half the batch."""
 
-    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
-        made = super().train(bench, recipe, measured)
+    def train(self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None) -> Checkpoint:
+        made = super().train(bench, recipe, measured, data)
         return msgspec.structs.replace(made, changed={BATCH: 4, SUMMED: 2}, why=HALVED)
 
 

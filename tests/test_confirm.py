@@ -19,7 +19,7 @@ from agent.accept import SINGLE
 from agent.errors import MachineError
 from agent.journal import Journal, events
 from agent.loop import run_call
-from agent.records import Checkpoint, Confirmation, MiniRun, Recipe, Scores
+from agent.records import Checkpoint, Confirmation, MiniRun, Recipe, Scores, TrainingData
 from agent.report.markdown import report_text
 from agent.report.summary import summary
 from agent.store import StudyPaths
@@ -146,10 +146,12 @@ def test_time_is_kept_for_it(tmp_path: Path) -> None:
     """A search without a count ends early enough; a training of 0.5 s twice, and what scoring takes."""
 
     class Slow(Toy):
-        def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
+        def train(
+            self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None
+        ) -> Checkpoint:
             import msgspec
 
-            return msgspec.structs.replace(super().train(bench, recipe, measured), seconds=2.0)
+            return msgspec.structs.replace(super().train(bench, recipe, measured, data), seconds=2.0)
 
     reason = call(tmp_path, 0.6, 0.1, scenario=Slow(), confirm=2, timeout=6.5)
     assert "kept for the sealed test and --confirm" in reason
@@ -158,8 +160,10 @@ def test_time_is_kept_for_it(tmp_path: Path) -> None:
 
 def test_time_that_runs_out_is_said_and_it_goes_on_later(tmp_path: Path) -> None:
     class Endless(Toy):
-        def train(self, bench: Bench, recipe: Recipe, measured: MiniRun) -> Checkpoint:
-            return (Toy(30.0) if recipe.seed == 43 else Toy()).train(bench, recipe, measured)
+        def train(
+            self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None
+        ) -> Checkpoint:
+            return (Toy(30.0) if recipe.seed == 43 else Toy()).train(bench, recipe, measured, data)
 
     reason = call(tmp_path, loop_n=1, scenario=Endless(), confirm=1, timeout=3.0)
     assert "training from other seeds (--confirm) was not finished" in reason

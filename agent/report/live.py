@@ -197,9 +197,10 @@ class LiveView:
 
 
 def _track(now: _Now) -> list[tuple[str, str]]:
-    """The trial's stages: ended, running, to come."""
+    """The trial's stages: ended, running, to come; data work is none of them until there is some."""
     outcomes = dict(now.ended)
-    known = STAGES if now.trial and (now.stage in STAGES) else ()
+    listed = now.trial and now.stage in STAGES
+    known = [stage for stage in STAGES if listed and (stage != "data" or stage in (*outcomes, now.stage))]
     names = [*known, *(name for name in (*outcomes, now.stage) if name not in known)]
     parts = []
     for name in dict.fromkeys(names):
