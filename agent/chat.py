@@ -19,19 +19,25 @@ if TYPE_CHECKING:
     from agent.settings import Endpoint as Configured
 
 
+ALONE = {"tpe": "TPE", "random": "random search"}
+"""Proposers that ask no language model, by their setting."""
+NUMBERS = "; numbers by TPE"
+"""What is said of a hybrid beside its model."""
+
+
 def chosen_endpoint(settings: Settings) -> Configured | None:
-    """The endpoint of the language model that proposes, whose price is known; None where TPE proposes.
+    """The endpoint of the language model that proposes, whose price is known; None where none does.
 
     Raises:
         UsageError: None is configured where one is needed, its URL is none, or its price is not known.
     """
     endpoint = settings.chat_endpoint()
-    if settings.proposer == "llm" and endpoint is None:
+    if settings.proposer in ("llm", "hybrid") and endpoint is None:
         raise UsageError(
-            "--proposer llm needs an endpoint, and none is configured",
+            f"--proposer {settings.proposer} needs an endpoint, and none is configured",
             "set FT_CHAT_API_BASE or FT_CHAT_API_KEY (or OPENAI_API_KEY), or use --proposer tpe",
         )
-    if settings.proposer == "tpe" or endpoint is None:
+    if settings.proposer in ALONE or endpoint is None:
         return None
     price(settings, Endpoint.of(endpoint))
     return endpoint
@@ -41,9 +47,10 @@ def require_proposer(options: LoopOptions, settings: Settings) -> None:
     """Raises UsageError for what can be known to be wrong with the proposer before anything is done."""
     if options.replay is None:
         chosen_endpoint(settings)
-    elif settings.proposer == "tpe":
+    elif settings.proposer in ALONE:
         raise UsageError(
-            f"--llm {options.llm} replays a language model, and the proposer is TPE", "leave one of them out"
+            f"--llm {options.llm} replays a language model, and the proposer is {ALONE[settings.proposer]}",
+            "leave one of them out",
         )
     else:
         Replay(options.replay)
@@ -55,7 +62,7 @@ def price(settings: Settings, endpoint: Endpoint) -> Quote:
 
 
 def choose_model(options: LoopOptions, settings: Settings, budget: Budget, say: Say) -> ChatModel | Replay | None:
-    """The language model that proposes, or the replay of one; None for TPE. Says which and why."""
+    """The language model that proposes, or the replay of one; None where none does. Says which and why."""
     if options.replay is not None:
         replayed = Replay(options.replay, say=say)
         say(f"proposer: {replayed.calls} replies of {replayed.endpoint.model}, replayed from {options.replay}")
@@ -63,11 +70,12 @@ def choose_model(options: LoopOptions, settings: Settings, budget: Budget, say: 
     found = chosen_endpoint(settings)
     if found is None:
         reason = ", because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)"
-        say("proposer: tpe" + (reason if settings.proposer == "auto" else ""))
+        say(f"proposer: tpe{reason}" if settings.proposer == "auto" else f"proposer: {settings.proposer}")
         return None
     endpoint = Endpoint.of(found)
     quoted = price(settings, endpoint)
-    say(f"proposer: {endpoint.model} at {endpoint.address}, {price_in_words(quoted)}")
+    numbers = NUMBERS if settings.proposer == "hybrid" else ""
+    say(f"proposer: {endpoint.model} at {endpoint.address}, {price_in_words(quoted)}{numbers}")
     return ChatModel(
         endpoint,
         quoted.price,

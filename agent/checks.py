@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from agent import hub
-from agent.chat import chosen_endpoint
+from agent.chat import ALONE, chosen_endpoint
 from agent.errors import BudgetEnded, FtloopError, MachineError, UsageError
-from agent.gather import DEFAULT_MODEL
+from agent.gather import best_data_set, best_model
 from agent.hardware import Hardware
 from agent.hub.client import amount
 from agent.report.words import count
 from agent.settings import LAYOUT, PREFIX, Endpoint, Settings
+from scenarios.finetune import relevance
 from scenarios.finetune.benchmarks import data_directory, needs_judge, require_known
-from scenarios.finetune.models import choose_model
 from scenarios.finetune.registry import REGISTRY
 from scenarios.finetune.tasks import read_task
 
@@ -107,10 +107,22 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def gpus(machine: Hardware) -> Iterator[Finding]:
-    """The GPUs that training would use."""
+def gpus(machine: Hardware, chosen: str | None = None) -> Iterator[Finding]:
+    """The GPUs that training would use.
+
+    Args:
+        chosen: FT_GPUS, by which `machine` was looked at.
+    """
     if machine.gpus:
-        yield _ok("GPUs", ", ".join(f"{memory / 2**30:.0f} GiB" for memory in machine.gpus))
+        named = f" (FT_GPUS={chosen})" if chosen else ""
+        yield _ok("GPUs", ", ".join(f"{memory / 2**30:.0f} GiB" for memory in machine.gpus) + named)
+        return
+    if chosen == "none":
+        yield _ok("GPUs", "none: FT_GPUS=none")
+        return
+    if chosen:
+        advice = "name GPUs as nvidia-smi counts them (nvidia-smi -L), or leave FT_GPUS out"
+        yield Finding(name="GPUs", status="problem", found=f"none of FT_GPUS={chosen} is there", advice=advice)
         return
     there = any(Path("/dev").glob("nvidia[0-9]*"))
     found = "a GPU is there, but nvidia-smi does not list it" if there else f"none: {machine}"
@@ -237,15 +249,33 @@ def _built(name: str, missing: list[EnvironmentName], where: str) -> Finding:
 # What a study starts from
 
 
+def data_set(settings: Settings) -> Iterator[Finding]:
+    """The data set that is taken where none is named."""
+    root = settings.file_path / "datasets"
+    if not relevance.directories(root):
+        yield _ok("data set", f"none in {root}: named with --dataset")
+        return
+    try:
+        chosen = best_data_set(settings)
+    except UsageError as error:
+        yield _ok("data set", f"none to choose, name one with --dataset ({error.message})")
+        return
+    if chosen is None:
+        among = ", ".join(relevance.directories(root))
+        yield _ok("data set", f"chosen of {among} once the benchmarks' data are there; --dataset names one")
+    else:
+        yield _ok("data set", f"{chosen.name}, {chosen.reason}")
+
+
 def model(settings: Settings, machine: Hardware) -> Iterator[Finding]:
     """The model that is taken where none is named."""
-    root = settings.file_path / "models"
-    if (found := choose_model(root, machine.device_memory)) is not None:
-        path, reason = found
-        yield _ok("model", f"{path.relative_to(root)}, {reason}")
+    found = best_model((*settings.benchmark_datasets, *settings.search_benchmarks), settings, machine)
+    if found.path is not None:
+        yield _ok("model", f"{found.name}, {found.reason}")
         return
-    advice = f"name one with --model; else {DEFAULT_MODEL} is downloaded (a demo makes its own)"
-    yield Finding(name="model", status="warning", found=f"none in {root} that fits", advice=advice)
+    none = f"none in {settings.file_path / 'models'} that fits"
+    advice = f"name one with --model; else {found.name} is downloaded, {found.reason} (a demo makes its own)"
+    yield Finding(name="model", status="warning", found="; ".join((none, *found.passed_over)), advice=advice)
 
 
 def benchmarks(settings: Settings) -> Iterator[Finding]:
@@ -293,8 +323,8 @@ def proposer(settings: Settings) -> Iterator[Finding]:
     """Who proposes; a language model must answer now."""
     if (endpoint := chosen_endpoint(settings)) is not None:
         yield _ok("proposer", answered(endpoint, "FT_CHAT"))
-    elif settings.proposer == "tpe":
-        yield _ok("proposer", "TPE (FT_PROPOSER=tpe)")
+    elif settings.proposer in ALONE:
+        yield _ok("proposer", f"{ALONE[settings.proposer]} (FT_PROPOSER={settings.proposer})")
     else:
         yield _ok("proposer", "TPE, because no endpoint is configured (FT_CHAT_API_KEY, FT_CHAT_API_BASE)")
 

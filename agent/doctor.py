@@ -22,6 +22,7 @@ from agent import checks, hardware
 from agent.checks import Finding, Status
 from agent.errors import FtloopError, MachineError, UsageError
 from agent.report.words import clean, count
+from agent.run.gpus import environment_of_jobs
 from agent.settings import PREFIX, load
 
 Checks = Iterable[tuple[str, Callable[[], Iterable[Finding]]]]
@@ -43,14 +44,18 @@ def run(config: Path | None, *, as_json: bool) -> int:
 
 def examine(config: Path | None, environ: Mapping[str, str], cwd: Path) -> list[Finding]:
     """Everything that can be said before a study is named, in the order in which it is read."""
-    machine = hardware.look()
-    always: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
-        ("versions", checks.versions),
-        ("GPUs", lambda: checks.gpus(machine)),
-    ]
+    settings, first = None, None
     try:
         settings = load({}, config, environ, cwd)
-    except UsageError as first:
+    except UsageError as error:
+        first = error
+    machine = hardware.look(environment_of_jobs(environ, settings.gpus if settings else None))
+    always: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+        ("versions", checks.versions),
+        ("GPUs", lambda: checks.gpus(machine, settings.gpus if settings else None)),
+    ]
+    if settings is None:
+        assert first is not None
         wrong = [_problem("settings", error) for error in bad_settings(first, environ, cwd)]
         unseen = Finding(name="the rest", status="warning", found="not checked, because it depends on the settings")
         return [*wrong, *at_once(always), unseen]
@@ -62,6 +67,7 @@ def examine(config: Path | None, environ: Mapping[str, str], cwd: Path) -> list[
         ("keys", lambda: checks.keys(settings, environ, whole)),
         ("workspace", lambda: checks.workspace(settings)),
         ("engine", lambda: checks.places(settings, machine)),
+        ("data set", lambda: checks.data_set(settings)),
         ("model", lambda: checks.model(settings, machine)),
         ("benchmark", lambda: checks.benchmarks(settings)),
         ("proposer", lambda: checks.proposer(settings)),

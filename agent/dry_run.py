@@ -7,18 +7,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent import hub
-from agent.chat import chosen_endpoint, price, price_in_words, require_proposer
+from agent import hardware, hub
+from agent.chat import NUMBERS, chosen_endpoint, price, price_in_words, require_proposer
 from agent.errors import UsageError
-from agent.gather import DEFAULT_MODEL, benchmark_names
+from agent.gather import benchmark_names, best_data_set, best_model, measures_on_disk, require_data_set
 from agent.llm import Endpoint
 from agent.options import LoopOptions
 from agent.records import STAGES
 from agent.report.words import count, duration
 from agent.ruler import sensitivity
+from agent.run.gpus import environment_of_jobs
 from agent.settings import Settings, load
-from scenarios.finetune import data, demo
-from scenarios.finetune.measures import measures, require_names
+from scenarios.finetune import data, demo, relevance
+from scenarios.finetune.measures import require_names
 from scenarios.finetune.registry import REGISTRY
 
 
@@ -34,8 +35,8 @@ def show(options: LoopOptions) -> None:
 
 def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     """The plan, one (name, words) a line."""
-    yield from _data_set(options.dataset, settings)
-    yield "model", _model(options, settings.file_path)
+    yield from _data_set(options, settings)
+    yield from _model(options, settings)
     yield from _benchmarks(options, settings)
     limit, pool = settings.benchmark_limit, settings.search_benchmarks
     yield "questions", "all" if limit is None else f"{limit} of each {'' if pool else 'half of a '}benchmark"
@@ -56,8 +57,19 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     yield "workspace", f"{settings.file_path} (FT_FILE_PATH: {settings.origin('file_path')})"
 
 
-def _data_set(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
+def _data_set(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     """Where the data are; where they are on disk already, also how they would be read."""
+    name = options.dataset
+    if name is None:
+        require_data_set(options, settings.file_path)
+        if (chosen := best_data_set(settings)) is None:
+            among = ", ".join(relevance.directories(settings.file_path / "datasets"))
+            yield "data set", f"chosen of {among} once the benchmarks' data are on disk"
+            return
+        yield "data set", f"{chosen.name}, {chosen.reason}"
+        yield from (("", f"not taken: {line}") for line in chosen.others)
+        yield from _rows(chosen.path, settings)
+        return
     if name.startswith("demo/"):
         if name not in demo.DEMO:
             raise UsageError(f"there is no demo data set {name!r}", f"choose one of {', '.join(demo.DEMO)}")
@@ -66,9 +78,13 @@ def _data_set(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
         return
     found = hub.find("dataset", name, settings.file_path)
     yield "data set", f"{name}, {_where(found)}"
-    if found is None:
-        return
-    dataset = data.recognise(found.path, settings.columns)
+    if found is not None:
+        yield from _rows(found.path, settings)
+
+
+def _rows(path: Path, settings: Settings) -> Iterator[tuple[str, str]]:
+    """How data on disk would be read; UsageError where they cannot be."""
+    dataset = data.recognise(path, settings.columns)
     rows, dropped = data.usable(dataset)
     empty = f"; {count(dropped, 'empty row')} dropped" if dropped else ""
     yield "rows", f"{rows:,}, read as {dataset.format} ({data.as_option(dataset.columns)}){empty}"
@@ -76,15 +92,21 @@ def _data_set(name: str, settings: Settings) -> Iterator[tuple[str, str]]:
         yield "", line
 
 
-def _model(options: LoopOptions, root: Path) -> str:
-    if options.model is not None:
-        if options.model == demo.MODEL:
-            return f"{options.model}, {_made(root / 'models' / options.model, 'config.json')}"
-        return f"{options.model}, {_where(hub.find('model', options.model, root))}"
-    if options.dataset in demo.DEMO:
+def _model(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
+    root, name = settings.file_path, options.model
+    if name is None and options.dataset in demo.DEMO:
         name = demo.DEMO[options.dataset].model
-        return f"{name}, {_made(root / 'models' / name, 'config.json')}"
-    return f"the best fitting one in {root / 'models'}, else {DEFAULT_MODEL}"
+    if name == demo.MODEL:
+        yield "model", f"{name}, {_made(root / 'models' / name, 'config.json')}"
+    elif name is not None:
+        yield "model", f"{name}, {_where(hub.find('model', name, root))}"
+    else:
+        machine = hardware.look(environment_of_jobs(os.environ, settings.gpus))
+        names = (*benchmark_names(options, settings), *settings.search_benchmarks)
+        chosen = best_model(names, settings, machine)
+        hub_words = "" if chosen.path else "; to be downloaded from the Hugging Face hub"
+        yield "model", f"{chosen.name}, {chosen.reason}{hub_words}"
+        yield from (("", f"not taken: {line}") for line in chosen.passed_over)
 
 
 def _where(found: hub.Fetched | None) -> str:
@@ -116,19 +138,9 @@ def _described(names: Sequence[str]) -> str:
 def _shown(options: LoopOptions, settings: Settings) -> Iterator[str]:
     """What the questions can show at all, where their data are on disk already."""
 
-    class NotHere(Exception):
-        pass
-
-    def fetch(dataset: str) -> Path:
-        raise NotHere
-
     folder = settings.file_path / "datasets" / options.dataset if options.dataset in demo.DEMO else None
-    try:
-        if folder and not (folder / demo.BENCHMARK_FILE).is_file():
-            raise NotHere
-        names = benchmark_names(options, settings)
-        found = measures(names, settings.search_benchmarks, settings.file_path, fetch, folder)
-    except NotHere:
+    there = folder is None or (folder / demo.BENCHMARK_FILE).is_file()
+    if not there or (found := measures_on_disk(benchmark_names(options, settings), settings, folder)) is None:
         yield "what they can show is said once their data are on disk"
         return
     yield from (*found.notes, *sensitivity(found, settings))
@@ -140,9 +152,10 @@ def _proposer(options: LoopOptions, settings: Settings) -> str:
         return f"a language model, replayed from {options.replay}"
     configured = chosen_endpoint(settings)
     if configured is None:
-        return "tpe"
+        return "random" if settings.proposer == "random" else "tpe"
     endpoint = Endpoint.of(configured)
-    return f"{endpoint.model} at {endpoint.address}, {price_in_words(price(settings, endpoint))}"
+    numbers = NUMBERS if settings.proposer == "hybrid" else ""
+    return f"{endpoint.model} at {endpoint.address}, {price_in_words(price(settings, endpoint))}{numbers}"
 
 
 def _budget(options: LoopOptions) -> str:

@@ -19,14 +19,17 @@ import msgspec
 
 from agent.confirm import confirm
 from agent.errors import BudgetEnded, FtloopError, MachineError, ProposerError, SettingError, TrialFailed
+from agent.llm import EndpointError
 from agent.options import parse
 from agent.propose import Author
 from agent.records import (
+    REFLECT,
     Checked,
     Checkpoint,
     Comparison,
     Failure,
     History,
+    Lesson,
     MiniRun,
     Proposal,
     Score,
@@ -149,7 +152,7 @@ def run_trial(lab: Lab) -> Trial:
         study.stage(number, "accept", lambda _: scenario.compare(scores.scores, best, against, nth), Comparison)
     except TrialFailed:
         pass  # journaled by its stage: a failed trial is a finding
-    return study.end_trial(lesson)
+    return study.end_trial(lambda trial: learned(lab, history, trial))
 
 
 def prepare_data(lab: Lab, number: int, proposal: Proposal) -> TrainingData:
@@ -161,7 +164,7 @@ def prepare_data(lab: Lab, number: int, proposal: Proposal) -> TrainingData:
                 raise TrialFailed("data", problem)
             recipe = msgspec.structs.replace(proposal.recipe, script=script)
             mended = lab.proposer.mend(msgspec.structs.replace(proposal, recipe=recipe), problem)
-            bench.spend(mended.usage)
+            bench.spend(mended.usage, paid=True)
             return mended.recipe.script
 
         return lab.scenario.prepare(bench, proposal.recipe, mend)
@@ -225,6 +228,22 @@ def lesson(trial: Trial) -> str:
     assert found is not None
     dropped = "" if found.asked is None else f", dropped after {found.asked} of {found.planned} questions"
     return f"{what}: {relation(found)} ({found.difference:+.3f}{dropped})"
+
+
+def learned(lab: Lab, history: History, trial: Trial) -> str:
+    """What a trial teaches: the harness's words, and behind them those of an author that can reflect on it.
+
+    Its endpoint, its money or the call's time may end meanwhile: the trial is recorded all the same.
+    """
+    found, author = lesson(trial), lab.proposer
+    if not isinstance(author, Author) or trial.proposal is None:
+        return found
+    try:
+        return lab.study.stage(trial.number, REFLECT, lambda _: author.reflect(history, trial, found), Lesson).text
+    except (EndpointError, BudgetEnded) as error:
+        reason = error.reason if isinstance(error, BudgetEnded) else error.message
+        lab.study.view.say(f"trial {trial.number}: its lesson is the program's own: {reason}")
+        return found
 
 
 def open_seal(lab: Lab) -> None:

@@ -7,10 +7,14 @@ import threading
 from agent.errors import BudgetEnded
 
 
+class MoneySpent(BudgetEnded):
+    """What is left does not cover what the next request may cost at worst."""
+
+
 class Money:
     """The money of a study, shared by all that ask an endpoint; safe to use from several threads.
 
-        money.reserve(most)          # what the request may cost at worst; BudgetEnded if that is too much
+        money.reserve(most)          # what the request may cost at worst; MoneySpent if that is too much
         money.spend(cost, most)      # what it did cost, in place of what was reserved
 
     Args:
@@ -35,10 +39,10 @@ class Money:
             return None if self.limit is None else self.limit - self._spent - self._reserved
 
     def reserve(self, most: float) -> None:
-        """Set aside what a request may cost at worst. Raises BudgetEnded where less than that is left."""
+        """Set aside what a request may cost at worst. Raises MoneySpent where less than that is left."""
         with self._lock:
             if self.limit is not None and most > 0 and self._spent + self._reserved + most > self.limit:
-                raise BudgetEnded(
+                raise MoneySpent(
                     f"the study's money is spent: {dollars(self._spent)} of {dollars(self.limit)} (FT_MAX_COST), "
                     f"and the next request may cost {dollars(most)}"
                 )

@@ -16,7 +16,7 @@ import msgspec
 from agent.records import STAGES
 
 RUNNERS = ("auto", "local", "docker")
-PROPOSERS = ("auto", "llm", "tpe")
+PROPOSERS = ("auto", "llm", "tpe", "random", "hybrid")
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST = 10 * 365 * 86400  # ten years: more is a typing mistake, and would overflow clocks further down
@@ -51,7 +51,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line said; None where it said nothing.
 
     Attributes:
-        dataset: Hub name, directory, or a built-in `demo/...` name.
+        dataset: Hub name, directory, or a built-in `demo/...` name; None chooses one of the workspace.
         loop_n, step_n: Trials and stages that this call may add; None means unlimited.
         timeout: Seconds of active time of this call; None means unlimited.
         confirm: How often the winner's recipe is trained again, from other seeds.
@@ -62,7 +62,7 @@ class LoopOptions(msgspec.Struct, frozen=True, kw_only=True):
         unsafe_local: The local runner may run code that a language model wrote, with all of the user's rights.
     """
 
-    dataset: str
+    dataset: str | None = None
     model: str | None = None
     loop_n: int | None = None
     step_n: int | None = None
@@ -106,7 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the loop's arguments; `options` turns what it parsed into the record."""
     add = parser.add_argument
     add(
-        "--dataset", metavar="NAME", help="Hugging Face data set, directory with data files, or demo/reverse (required)"
+        "--dataset",
+        metavar="NAME",
+        help="Hugging Face data set, directory with data files, or demo/reverse "
+        "(default: of those in the workspace, the one most like the benchmarks)",
     )
     add("--model", metavar="NAME", help="base model: Hugging Face name or directory (default: chosen, with the reason)")
     add(*_spellings("--loop_n"), type=_count, metavar="N", help="trials to add in this call (default: unlimited)")
@@ -122,7 +125,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="YAML file with settings")
     add("--runner", choices=RUNNERS, help="where jobs run (default: auto: docker if an engine answers, else local)")
     add(
-        "--proposer", choices=PROPOSERS, help="who proposes (default: auto: llm if an endpoint is configured, else tpe)"
+        "--proposer",
+        choices=PROPOSERS,
+        help="who proposes; hybrid: a language model for data and method, TPE for numbers "
+        "(default: auto: llm if an endpoint is configured, else tpe)",
     )
     add(
         "--llm",
@@ -146,14 +152,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> LoopOptions:
-    """The record of what `parser` parsed; ends the program as `parser.error` does where --dataset is missing."""
-    if not parsed.dataset:
-        parser.error(
-            "--dataset is required: a Hugging Face name (owner/name), a directory with JSON, JSONL, CSV or Parquet "
-            "files, or demo/reverse"
-        )
-    if parsed.model == "":
-        parser.error("--model is empty: leave it out to have a model chosen, or give a name")
+    """The record of what `parser` parsed; ends the program as `parser.error` does where a name is empty."""
+    for name in ("dataset", "model"):
+        if getattr(parsed, name) == "":
+            parser.error(f"--{name} is empty: leave it out to have one chosen, or give a name")
     return LoopOptions(**{name: getattr(parsed, name) for name in LoopOptions.__struct_fields__})
 
 

@@ -130,6 +130,24 @@ class Settings(BaseSettings):
     chat_api_base: str | None = Field(
         default=None, description="Base URL of the agent's endpoint. Unset: OPENAI_BASE_URL, else OPENAI_API_BASE."
     )
+    context_tokens: int = Field(
+        default=24_000, ge=4_000, description="Most tokens of the agent's prompt; what matters less is left out first."
+    )
+    strong_models: Annotated[str | None, AfterValidator(values.names)] = Field(
+        default=None,
+        description="Models at the agent's endpoint that data scripts ask as strong, with commas between them: the "
+        "first, or the next where it fails. Unset: FT_CHAT_MODEL.",
+    )
+    weak_models: Annotated[str | None, AfterValidator(values.names)] = Field(
+        default=None, description="The same for weak, cheaper ones. Unset: FT_CHAT_MODEL."
+    )
+    data_concurrency: Annotated[int, Field(ge=1, le=128)] = Field(
+        default=8, description="Requests of a data script to one model at a time."
+    )
+    upper_data_size_limit: Annotated[int, Field(ge=10)] = Field(
+        default=100_000,
+        description="Most rows of a trial's data; of more that a script or its steps make, some are drawn.",
+    )
     llm_timeout: Seconds = Field(default=300, description="Seconds to wait for one reply of an endpoint.")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         default=None, description="How much the agent's model thinks, where it is a reasoning model. Unset: its own."
@@ -150,8 +168,10 @@ class Settings(BaseSettings):
     runner: Literal["auto", "local", "docker"] = Field(
         default="auto", description="Where jobs run: docker, local, or auto (docker if an engine answers)."
     )
-    proposer: Literal["auto", "llm", "tpe"] = Field(
-        default="auto", description="Who proposes: llm, tpe, or auto (llm if an endpoint is configured)."
+    proposer: Literal["auto", "llm", "tpe", "random", "hybrid"] = Field(
+        default="auto",
+        description="Who proposes: llm, tpe, random, hybrid (an llm for data and method, TPE for numbers), or auto "
+        "(llm if an endpoint is configured, else tpe).",
     )
     proposer_seed: int = Field(default=0, ge=0, description="Seed of the proposer's random choices.")
     columns: Annotated[dict[str, str] | None, _JsonObject] = Field(
@@ -238,6 +258,15 @@ class Settings(BaseSettings):
     def chat_endpoint(self) -> Endpoint | None:
         """The agent's endpoint; None where neither a key nor a base URL is configured."""
         return self._endpoint(self.chat_model, "chat")
+
+    def data_endpoints(self) -> dict[str, list[Endpoint]]:
+        """What data scripts may ask by role, in the order of trial; empty where no endpoint is configured."""
+        roles = {"strong": self.strong_models, "weak": self.weak_models}
+        if self.chat_endpoint() is None:
+            return {}
+        asked = {role: (given or self.chat_model).split(",") for role, given in roles.items()}
+        found = {role: [self._endpoint(model, "chat") for model in models] for role, models in asked.items()}
+        return {role: list(filter(None, endpoints)) for role, endpoints in found.items()}
 
     def judge_endpoint(self) -> Endpoint | None:
         """The judge's endpoint, else the agent's with the judge's model; None where nothing is configured."""

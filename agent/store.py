@@ -65,6 +65,11 @@ class StudyPaths:
         return self.root / "contamination.jsonl"
 
     @property
+    def work(self) -> Path:
+        """What trials that prepare their own data share: rows, results of scripts, answers of models."""
+        return self.root / "data-work"
+
+    @property
     def templates(self) -> Path:
         """How training and evaluation render the same prompts, and the logs of the jobs that did."""
         return self.root / "templates"

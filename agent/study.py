@@ -31,7 +31,19 @@ from agent.journal import (
     encode,
 )
 from agent.propose import Proposer
-from agent.records import HOST_STAGES, STAGES, Failure, History, MiniRun, Scores, Sealed, StudyReport, Trial, Usage
+from agent.records import (
+    HOST_STAGES,
+    STAGES,
+    Failure,
+    History,
+    MiniRun,
+    Scores,
+    Sealed,
+    StudyReport,
+    TrainingData,
+    Trial,
+    Usage,
+)
 from agent.report import View
 from agent.run import Job, Outcome, Runner
 from agent.store import StudyPaths, empty_directory, replace_directory
@@ -42,6 +54,9 @@ BASE = 0
 
 LEFT_BEHIND = ("training_args.bin", "trainer_*", "*_results.json", "checkpoint-*", "README.md")
 """What a trainer leaves beside the weights and nobody needs to use them; the first is a pickle, the last a form."""
+
+SCRIPT = "process_data.py"
+"""The data script, beside the recipe that it belongs to."""
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -58,10 +73,11 @@ class StageBench:
     view: View
     consumed: list[Usage] = field(default_factory=list)
 
-    def spend(self, usage: Usage) -> None:
-        """Count what a language model consumed in this stage."""
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
+        """Count what a language model consumed in this stage; `paid` where its cost is charged already."""
         self.consumed.append(usage)
-        self.budget.money.spend(usage.cost or 0.0)
+        if not paid:
+            self.budget.money.spend(usage.cost or 0.0)
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         """Run a job; BudgetEnded where the call's time stopped it, MachineError where its engine went away.
@@ -280,9 +296,19 @@ class Study:
         )
 
     def _prune(self, number: int) -> None:
-        """Delete a finished trial's weights unless it is the best; its logs, recipe and scores stay."""
-        for stage in ("mini-run",) if number == self.journal.state.best else ("mini-run", "train"):
+        """Delete a finished trial's weights and data unless it is the best; its logs, recipe and scores stay."""
+        state, made = self.journal.state, self.journal.state.trial(number).data
+        if made is not None and Path(made.path) not in self._data_in_use():
+            shutil.rmtree(made.path, ignore_errors=True)
+        for stage in ("mini-run",) if number == state.best else ("mini-run", "train"):
             shutil.rmtree(self.paths.weights(number, stage), ignore_errors=True)
+
+    def _data_in_use(self) -> set[Path]:
+        """What the best trial and the one in hand train on, which other trials may have made as well."""
+        state = self.journal.state
+        users = [self.next_trial(), *([state.best] if state.best is not None else [])]
+        found = (state.result(number, "data", TrainingData) for number in users)
+        return {Path(made.path) for made in found if made is not None}
 
     def drop_weights(self, trial: int, stage: str) -> None:
         """Delete what a training left that is scored, or failed."""
@@ -304,8 +330,9 @@ class Study:
         trained = winner.trained
         assert trained is not None
         why = f"# {winner.checkpoint.why}\n" if winner.checkpoint.why else ""
+        work = ({"data": list(trained.data)} if trained.data else {}) | ({"script": SCRIPT} if trained.script else {})
         recipe = f"# {self.name}, trial {winner.number}\n{why}" + yaml.safe_dump(
-            {**trained.train, "seed": trained.seed}, sort_keys=True
+            {**trained.train, "seed": trained.seed, **work}, sort_keys=True
         )
         marker = output / "recipe.yaml"
         gone = not Path(winner.checkpoint.path).is_dir()
@@ -324,6 +351,8 @@ class Study:
                 ignore=shutil.ignore_patterns(*LEFT_BEHIND),
                 copy_function=shutil.copyfile,  # not the modes: weights are written for one user only
             )
+            if trained.script:
+                (draft / SCRIPT).write_text(trained.script, encoding="utf-8")
             (draft / marker.name).write_text(recipe)
             replace_directory(draft, output)
         if self.journal.state.published != winner.number:

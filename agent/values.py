@@ -62,3 +62,13 @@ def size_in_bytes(value: str) -> int | None:
     number, unit, binary = found.groups()
     power = "KMGT".index(unit.upper()) + 1 if unit else 0
     return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def names(value: str | None) -> str | None:
+    """A list of names with commas between them, without blanks; ValueError for an empty name."""
+    if value is None:
+        return None
+    found = [name.strip() for name in value.split(",")]
+    if not all(found):
+        raise ValueError("write names with commas between them, none of them empty, as in gpt-4o,gpt-4o-mini")
+    return ",".join(dict.fromkeys(found))

@@ -17,14 +17,17 @@ from agent import hardware, hub, llama_factory
 from agent.briefing import allowed_keys, study_brief
 from agent.budget import Budget
 from agent.chat import choose_model, left_in_words, limits_in_words, require_proposer, study_budget
+from agent.data_work import data_work, require_prices
 from agent.errors import MachineError, StudyError, UsageError
-from agent.gather import Subject, gather
+from agent.gather import Subject, gather, require_data_set
 from agent.hardware import Hardware
 from agent.hub.client import amount
 from agent.journal import FORMAT, DataScanned, Journal, StudyOpened
 from agent.llm import ChatModel, Replay
 from agent.options import LoopOptions
-from agent.propose import Proposer, writer
+from agent.propose import Proposer, policy, writer
+from agent.propose.hybrid import Hybrid, asked_for
+from agent.propose.random_search import Random
 from agent.propose.tpe import Tpe
 from agent.records import Identity, Recipe
 from agent.report import View
@@ -50,6 +53,7 @@ from scenarios.finetune.training import TrainingPlan
 def connect(options: LoopOptions) -> Iterator[Lab]:
     """One call's laboratory, from the command line; prints the summary and writes the report when it closes."""
     settings = _settings(options)
+    require_data_set(options, settings.file_path)  # before a workspace is made for nothing
     workspace = Workspace(settings.workspace())
     view = make_view(sys.stdout)
     try:
@@ -59,9 +63,10 @@ def connect(options: LoopOptions) -> Iterator[Lab]:
             require_proposer(options, settings)  # refused now rather than after a download
             machine = hardware.look(environment_of_jobs(os.environ, settings.gpus))
             runner = choose_runner(settings, view.say, unsafe_local=options.unsafe_local)
+            require_prices(options, settings, runner)
             subject = gather(options, settings, workspace, runner, machine, view)
             paths = workspace.study(subject.identity)
-            with locked(paths):
+            with locked(paths), forgotten_if_refused(paths):
                 yield from _at_work(options, settings, workspace, runner, machine, subject, paths, view)
     finally:
         view.close()
@@ -82,7 +87,6 @@ def _at_work(
     journal = open_journal(paths, subject.identity)
     if journal.torn:
         view.say("the journal's last line was torn by a crash: what it would have said is done again")
-    workspace.enter(new_entry(paths.root.name, subject.identity, paths.root))
     plan = training_plan(settings, subject, machine, paths, view.say)
     if (found := plan.data.contamination) is not None and found != journal.state.contamination:
         journal.append(DataScanned(at=journal.now(), contamination=found))
@@ -91,7 +95,7 @@ def _at_work(
         view.say("the last call was killed: what it still owed is finished first, then what this one adds")
     budget = study_budget(options, settings, journal.state, machine, trials, stages)
     model = choose_model(options, settings, budget, view.say)
-    author = writer.author(model) if model else Tpe.name
+    author = writer.author(model) if model else settings.proposer.replace("auto", Tpe.name)
     view.plan(_plan_rows(subject, plan, settings, machine, runner.name, author, trials, stages, options, paths))
     for line in (*subject.measures.notes, *sensitivity(subject.measures, settings)):
         view.say(line)
@@ -111,9 +115,30 @@ def _at_work(
         weights=subject.weights,
         samples=settings.benchmark_samples,
         judges=choose_judges(settings, subject.measures.all, workspace.scores, budget.money),
+        work=data_work(
+            settings,
+            data.recognise(subject.data_path, subject.columns),
+            subject.measures.all,
+            paths,
+            runner,
+            journal.state.llama_factory,
+            budget.money,
+            view.say,
+            asks=model is not None,
+        ),
     )
-    proposer = make_proposer(model, settings, subject, scenario, machine, budget, paths)
+    proposer = make_proposer(
+        model,
+        settings,
+        subject,
+        scenario,
+        machine,
+        budget,
+        paths,
+        view.say,
+    )
     study = Study(paths.root.name, paths, journal, runner, view, budget)
+    workspace.enter(new_entry(paths.root.name, subject.identity, paths.root))
     budget.start()
     study.start_call(
         proposer=proposer.name, timeout=options.timeout, loop_n=trials, step_n=stages, gpus=len(machine.gpus)
@@ -266,10 +291,13 @@ def make_proposer(
     machine: Hardware,
     budget: Budget,
     paths: StudyPaths,
+    say: Say,
 ) -> Proposer:
-    """The proposer for what may be trained: the language model where there is one, else TPE."""
+    """The proposer for what may be trained: the language model where there is one, with TPE for numbers if so set."""
+    space, seed = default_space(), settings.proposer_seed
     if model is None:
-        return Tpe(default_space(), scenario.problems, settings.proposer_seed)
+        alone = Random if settings.proposer == "random" else Tpe
+        return alone(space, scenario.problems, seed)
     brief = study_brief(
         subject.dataset,
         subject.model,
@@ -277,11 +305,22 @@ def make_proposer(
         subject.measures.all,
         machine,
         lambda: left_in_words(budget),
-        paths.contamination,
+        paths,
+        work=scenario.work,
     )
-    allowed = allowed_keys(scenario.plan.arguments)
+    allowed = allowed_keys(scenario.plan.arguments, scenario.plan.bounds)
     transcript = None if isinstance(model, Replay) else paths.transcript  # what is replayed is no new call
-    return writer.Writer(model, brief, scenario.problems, allowed, transcript=transcript)
+    author = writer.Writer(
+        model,
+        brief,
+        scenario.problems,
+        allowed,
+        transcript=transcript,
+        policy=asked_for(space) if settings.proposer == "hybrid" else policy.direct,
+        tokens=settings.context_tokens,
+        say=say,
+    )
+    return Hybrid(author, space, scenario.problems, seed, brief.defaults) if settings.proposer == "hybrid" else author
 
 
 def remove_images(study: Study, runner: Runner, workspace: Workspace, settings: Settings, say: Say) -> None:
@@ -328,6 +367,21 @@ def _plan_rows(
         ("budget", ", ".join(filter(None, limits)) or "no limit: runs until Ctrl-C, or until nothing can be better"),
         ("study", str(paths.root)),
     ]
+
+
+@contextmanager
+def forgotten_if_refused(paths: StudyPaths) -> Iterator[None]:
+    """Remove a new study that is refused before its first call begins, but for what the refusal names."""
+    new = not paths.journal.exists()
+    try:
+        yield
+    except UsageError as error:
+        if new and paths.journal.exists() and not Journal(paths.journal).state.calls:
+            for place in [place for place in paths.root.iterdir() if str(place) not in str(error)]:
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+            if not any(paths.root.iterdir()):
+                paths.root.rmdir()
+        raise
 
 
 @contextmanager

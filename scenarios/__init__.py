@@ -30,8 +30,11 @@ class Bench(Protocol):
         """Unique job name of this stage."""
         ...
 
-    def spend(self, usage: Usage) -> None:
-        """Count what a language model consumed in this stage, whatever becomes of the stage."""
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
+        """Count what a language model consumed in this stage, whatever becomes of the stage.
+
+        `paid` where the study's money (`agent.money`) was charged by whoever asked.
+        """
         ...
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:

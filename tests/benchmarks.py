@@ -2,6 +2,7 @@
 
 The figures on the acceptance rule (tests/calibration.py) also say where they are worst, and what the rule "the higher
 mean wins" does there; they take four minutes. `python tests/benchmarks.py NAME ...` prints only these.
+`proposers`, which trains for half an hour and more, is measured by name alone (tests/proposers.py).
 """
 
 from __future__ import annotations
@@ -173,6 +174,20 @@ def main(names: list[str]) -> None:
         if not names or simulate.__name__ in names:
             found = simulate()
             _print(simulate.__name__, found.value, "share", goal, worst=found.worst, naive=round(found.naive, 3))
+    if "proposers" in names:
+        _print_proposers()
+
+
+def _print_proposers() -> None:
+    """The median best score of random search, TPE and the hybrid; the goal of each is what random search reaches."""
+    from tests import proposers
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = proposers.measure(Path(folder))
+    medians = proposers.medians(found)
+    for name, value in medians.items():
+        seeds = ", ".join(f"{one.best[-1]:.3f}" for one in found if one.proposer == name)
+        _print(f"proposers_{name}", value, "score", medians["random"], seeds=seeds)
 
 
 def _print(name: str, value: float, unit: str, goal: float, **more: str | float) -> None:

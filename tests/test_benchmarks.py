@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UsageError
+from agent.resources import resource
+from agent.run.environments import Environments
 from scenarios.finetune import demo
-from scenarios.finetune.benchmarks import Benchmark, resolve
+from scenarios.finetune.benchmarks import LOCK, Benchmark, require_known, resolve
+from scenarios.finetune.compass_configs import CONFIGS
+from scenarios.finetune.registry import REGISTRY
 
 
 def no_fetch(dataset: str) -> Path:
@@ -315,6 +319,34 @@ def test_an_lm_eval_task_takes_rows_as_its_prompt_reads_them(tmp_path: Path) -> 
 def test_a_name_behind_a_prefix_cannot_lead_elsewhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="no name of a"):
         one(name, tmp_path)
+
+
+def test_a_config_that_opencompass_has_not_is_refused_before_anything_is_downloaded() -> None:
+    for name in ("opencompass:aime2024.aime2024_gen_17d799", "opencompass:aime2024/aime2024_gen_17d799"):
+        require_known(name)
+    with pytest.raises(UsageError, match=r"OpenCompass \d\S+ has no such config") as near:
+        require_known("opencompass:aime2024.aime2024_gen_17d798")
+    assert "opencompass:aime2024.aime2024_gen_17d799" in near.value.hint
+    with pytest.raises(UsageError) as far:
+        require_known("opencompass:xyzzy")
+    assert "docs/benchmarks.md" in far.value.hint
+
+
+def test_the_list_of_configs_is_of_the_locked_version_and_has_the_registrys() -> None:
+    heading, *known = resource(CONFIGS).read_text("utf-8").splitlines()
+    (locked,) = [line for line in resource(LOCK).read_text("utf-8").splitlines() if line.startswith("opencompass==")]
+    assert heading.startswith(f"# {locked.replace('opencompass==', 'OpenCompass ')}: ")
+    modules = [module for entry in REGISTRY.values() for module in entry.modules.values()]
+    assert {module.replace(".", "/") for module in modules} <= set(known)
+
+
+@pytest.mark.slow
+def test_the_list_of_configs_is_what_is_installed(environments: Environments) -> None:
+    """Made anew with `cd .../opencompass/configs/datasets && find . -name '*.py'`, sorted, below the same heading."""
+    (root,) = environments.python("bench").parents[1].glob("lib/python3*/site-packages/opencompass/configs/datasets")
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.py"))
+    installed = {name for name in names if not name.endswith("__init__") and "." not in name}
+    assert set(resource(CONFIGS).read_text("utf-8").splitlines()[1:]) == installed
 
 
 # Task YAMLs of the user's own

@@ -12,18 +12,23 @@ import pytest
 from agent.briefing import allowed_keys, study_brief
 from agent.hardware import Hardware
 from agent.llm import ChatModel, Endpoint
+from agent.propose.brief import StudyBrief
+from agent.propose.context import Asked, TokenMeasure, opening
 from agent.propose.digest import trials_text
-from agent.propose.writer import StudyBrief, Writer, canonical
+from agent.propose.duplicates import canonical
+from agent.propose.writer import Writer
 from agent.records import Contamination, History, Recipe, Value
+from agent.store import StudyPaths
 from scenarios.finetune import training
 from scenarios.finetune.arguments import problems, schema
-from scenarios.finetune.data import Prepared
+from scenarios.finetune.data import Dataset, Prepared
+from scenarios.finetune.data_stage import DataWork
 from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan
 from tests.records_factory import make_failed
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
 
-NOWHERE = Path("no-listing")
+NOWHERE = StudyPaths(Path("no-study"))
 
 
 @pytest.fixture
@@ -112,7 +117,7 @@ def contaminated(plan: TrainingPlan, directory: Path, action: Literal["marked", 
     found = Contamination(key="k", rows=6, found={"gsm8k": 3}, flagged=3, action=action)
     plan = msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, rows=6, contamination=found))
     machine = Hardware(cores=2, memory=4 << 30)
-    return study_brief("lab/mine", "demo/tiny", plan, (), machine, lambda: "", directory / "contamination.jsonl")
+    return study_brief("lab/mine", "demo/tiny", plan, (), machine, lambda: "", StudyPaths(directory))
 
 
 @pytest.mark.parametrize("action", ["marked", "kept"])
@@ -148,3 +153,41 @@ def test_the_words_of_a_failed_training_are_not_told_where_its_data_hold_questio
         assert "failed (train:exit)" in told
     assert "lora_rank: must be at least 1" in trials_text(history, lambda _: {}, 10_000, logs=False)
     assert "sealed question 7" in trials_text(history, lambda _: {}, 10_000)
+
+
+def test_data_model_and_keys_are_told_in_figures_and_in_llama_factorys_own_words(
+    plan: TrainingPlan, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": {"content": "<|im_end|>"}, "pad_token": "<p>"})
+    )
+    plan = msgspec.structs.replace(plan, model=msgspec.structs.replace(plan.model, path=str(model)))
+    work = DataWork(
+        dataset=Dataset(root="d", files=(), format="alpaca", columns={}),
+        columns=("instruction", "output", "topic"),
+        directory=tmp_path / "work",
+        benchmarks=(),
+        no_scripts="they cannot be confined here",
+    )
+    machine = Hardware(cores=2, memory=4 << 30)
+    told = study_brief("demo/reverse", "demo/tiny", plan, (), machine, lambda: "", StudyPaths(tmp_path), work=work)
+    assert told.model_facts["special tokens"] == "eos <|im_end|>, pad <p>"
+    assert told.model_facts["template"] == "the model's own chat template"
+    assert told.model_facts["context"] == "512 tokens"
+    assert "duplicates: 0 of 1 rows" in told.statistics
+    assert "row:" not in told.statistics, "rows are told as examples"
+    assert told.work_columns == ("instruction", "output", "topic")
+    assert told.steps["type"] == "array"
+    assert not told.scripts_allowed
+    keys = {key.name: key for key in allowed_keys()}
+    assert keys["lora_rank"].manual == "The intrinsic dimension for LoRA fine-tuning."
+    found = opening(Asked(brief=told, allowed=allowed_keys(), history=History()), 24_000, TokenMeasure())
+    assert not found.shortened
+    assert TokenMeasure().of(found.messages) < 12_000, "half of the room is left for the history"
+    assert "The intrinsic dimension for LoRA fine-tuning." in found.messages[0]["content"]
+
+
+def test_without_data_work_none_is_offered(brief: StudyBrief) -> None:
+    assert (brief.steps, brief.scripts_allowed, brief.work_columns) == ({}, False, ())

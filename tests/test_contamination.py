@@ -210,6 +210,21 @@ def test_rows_are_removed_counted_and_listed(desk: Desk, monkeypatch: pytest.Mon
     assert desk.said[1:] == desk.said[:1], "it is said again in every call"
 
 
+@pytest.mark.parametrize("where", ["prompt", "chosen", "rejected"])
+def test_preferences_are_searched_wherever_they_hold_a_question(
+    tmp_path: Path, benchmark: Benchmark, where: str
+) -> None:
+    clean = [{"prompt": question, "chosen": answer, "rejected": "No idea."} for question, answer in CLEAN[:60]]
+    planted = [row | {where: question} for row, (question, _) in zip(clean, BENCHMARK[:5], strict=False)]
+    desk = Desk(tmp_path / "study", benchmark, clean[10:] + planted)
+    prepared = desk.prepare()
+    assert prepared.contamination is not None
+    assert (prepared.contamination.flagged, prepared.rows, prepared.supervised) == (5, 50, 50)
+    for name in ("train", "supervised", "longest"):
+        text = (desk.root / f"data/{name}.jsonl").read_text()
+        assert not [question for question, _ in BENCHMARK[:5] if json.dumps(question) in text]
+
+
 def test_removed_rows_come_back_where_the_mode_changes(desk: Desk) -> None:
     assert desk.prepare("remove").rows == 200
     marked = desk.prepare("mark")
@@ -287,6 +302,16 @@ def test_the_demos_own_data_is_clean(tmp_path: Path) -> None:
     item = reverse.halves.test[0]
     (held,) = find([*texts, [item.row["question"], "?"]], [index(reverse)])
     assert held == [Held(len(texts), item.id, "same")]
+
+
+def test_a_text_for_a_proposer_loses_the_lines_that_hold_a_question(benchmark: Benchmark) -> None:
+    first, second = (item.row["question"] for item in benchmark.halves.test[:2])
+    chinese = "小明有十二个苹果,他吃了三个。请问他还剩下几个苹果?"
+    text = f"3 rows\nrow: {json.dumps({'question': first, 'why': chinese})}\n{second}\nthe end"
+    assert contamination.without_questions(text, [benchmark]) == "3 rows\n(left out)\n(left out)\nthe end"
+    broken = first.replace(" ", "\n")
+    assert contamination.without_questions(f"3 rows\n{broken}\nthe end", [benchmark]) == "3 rows\n(left out)"
+    assert contamination.without_questions("3 rows\nthe end", [benchmark]) == "3 rows\nthe end"
 
 
 def test_fifty_thousand_rows_take_seconds() -> None:

@@ -12,7 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from agent.errors import UsageError
-from scenarios.finetune.data import LONGEST, fingerprint, recognise, write
+from agent.records import Contamination
+from scenarios.finetune.data import LONGEST, fingerprint, recognise, without, write
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(5)]
 
@@ -338,3 +339,167 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path: Path) -> None:
     start = time.perf_counter()
     assert write(recognise(path), tmp_path / "prepared").rows == 100_000
     assert time.perf_counter() - start < 10
+
+
+# Preferences
+
+ASKED, GOOD, BAD = (
+    {"role": role, "content": said} for role, said in (("user", "Q"), ("assistant", "A"), ("assistant", "B"))
+)
+CANONICAL_PAIR = {"messages": [ASKED], "chosen": GOOD, "rejected": BAD}
+HH = "\n\nHuman: Q\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, CANONICAL_PAIR),
+        ({"instruction": "Q", "input": "", "chosen": "A", "rejected": "B"}, CANONICAL_PAIR),
+        (
+            {"instruction": "Q", "input": "1", "chosen": "A", "rejected": "B"},
+            CANONICAL_PAIR | {"messages": [{"role": "user", "content": "Q\n1"}]},
+        ),
+        (
+            {"system": "S", "question": "Q", "chosen": "A", "rejected": "B"},
+            CANONICAL_PAIR | {"messages": [{"role": "system", "content": "S"}, ASKED]},
+        ),
+        ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, CANONICAL_PAIR),
+        ({"prompt": "Q", "messages": [ASKED, GOOD], "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD]}, CANONICAL_PAIR),
+        ({"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}, CANONICAL_PAIR),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Q"}],
+                "chosen": {"from": "gpt", "value": "A"},
+                "rejected": {"from": "gpt", "value": "B"},
+            },
+            CANONICAL_PAIR,
+        ),
+        ({"chosen": f"{HH}A", "rejected": f"{HH}B"}, CANONICAL_PAIR),
+        (
+            {"chosen": [ASKED, GOOD, ASKED, BAD], "rejected": [ASKED, GOOD, ASKED, GOOD]},
+            {"messages": [ASKED, GOOD, ASKED], "chosen": BAD, "rejected": GOOD},
+        ),
+    ],
+)
+def test_pairs_become_conversations_with_two_answers(
+    tmp_path: Path, row: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [row, row])
+    assert recognise(path).format == "preference"
+    prepared = write(recognise(path), tmp_path / "prepared")
+    assert (prepared.stages, prepared.dataset("dpo"), prepared.dataset("sft")) == (
+        ("sft", "dpo"),
+        ("train", 2),
+        ("supervised", 2),
+    )
+    files = [tmp_path / f"prepared/{name}.jsonl" for name in ("train", "supervised", "longest")]
+    pairs, learned, longest = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert pairs == longest == [expected] * 2
+    assert learned == [{"messages": [*expected["messages"], expected["chosen"]]}] * 2
+    info = json.loads((tmp_path / "prepared/dataset_info.json").read_text())
+    assert info["train"]["ranking"] is True
+    assert info["train"]["columns"] == {"messages": "messages", "chosen": "chosen", "rejected": "rejected"}
+    assert info["supervised"]["columns"] == {"messages": "messages"}
+    assert {entry["formatting"] for entry in info.values()} == {"sharegpt"}
+    if "system" not in row:
+        assert written(parquet(tmp_path / "in.parquet", [row]), tmp_path / "p") == [expected]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Q", "chosen": "A", "rejected": " "},
+        {"prompt": "", "chosen": "A", "rejected": "B"},
+        {"prompt": "Q", "chosen": "A", "rejected": "A"},
+        {"prompt": "Q", "chosen": "A"},
+        {"prompt": "Q", "chosen": [ASKED, GOOD], "rejected": [{"role": "user", "content": "another"}, BAD]},
+        {"prompt": "Q", "chosen": [ASKED, GOOD], "rejected": [ASKED]},
+        {"prompt": "Q", "chosen": {"role": "tool", "content": "A"}, "rejected": BAD},
+        {"prompt": "Q", "chosen": [ASKED, GOOD, ASKED], "rejected": [ASKED, GOOD, {"role": "user", "content": "R"}]},
+        {"prompt": {"a": 1}, "chosen": "A", "rejected": "B"},
+    ],
+)
+def test_pairs_without_two_answers_to_one_question_are_dropped(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [{"prompt": "Q", "chosen": "A", "rejected": "B"}, row])
+    prepared = write(recognise(path), tmp_path / "prepared")
+    assert (prepared.rows, prepared.dropped) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": "Q", "completion": "A", "label": True}, {"prompt": "Q", "completion": "B", "label": False}],
+        [{"prompt": "Q", "completion": "A", "label": "true"}, {"prompt": "Q", "completion": "B", "label": "False"}],
+        [{"instruction": "Q", "output": "A", "kto_tag": True}, {"instruction": "Q", "output": "B", "kto_tag": False}],
+        [{"messages": [ASKED, GOOD], "label": True}, {"messages": [ASKED, BAD], "label": False}],
+        [
+            {"prompt": [ASKED], "completion": [GOOD], "label": True},
+            {"prompt": [ASKED], "completion": [BAD], "label": False},
+        ],
+    ],
+)
+def test_labels_stay_beside_their_answers(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    rows = [*rows, dict(rows[0]) | {name: None for name in rows[0] if name in ("label", "kto_tag")}]
+    path = jsonl(tmp_path / "in.jsonl", rows)
+    assert recognise(path).format == "labelled"
+    prepared = write(recognise(path), tmp_path / "prepared")
+    assert (prepared.rows, prepared.dropped, prepared.stages) == (2, 1, ("sft", "kto"))
+    assert prepared.dataset("sft") == ("supervised", 1)
+    lines = (tmp_path / "prepared/train.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == [
+        {"messages": [ASKED, GOOD], "label": True},
+        {"messages": [ASKED, BAD], "label": False},
+    ]
+    learned = (tmp_path / "prepared/supervised.jsonl").read_text()
+    assert json.loads(learned) == {"messages": [ASKED, GOOD]}
+    info = json.loads((tmp_path / "prepared/dataset_info.json").read_text())
+    assert info["train"]["columns"] == {"messages": "messages", "kto_tag": "label"}
+
+
+def test_labels_of_one_kind_teach_no_preference(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "completion": "A", "label": True} for n in range(3)]
+    prepared = write(recognise(jsonl(tmp_path / "good.jsonl", rows)), tmp_path / "good")
+    assert (prepared.stages, prepared.dataset("sft")) == (("sft",), ("supervised", 3))
+    bad = jsonl(tmp_path / "bad.jsonl", [row | {"label": False} for row in rows])
+    with pytest.raises(UsageError, match="every answer is labelled false"):
+        write(recognise(bad), tmp_path / "bad")
+
+
+def test_other_labels_are_no_verdicts(tmp_path: Path) -> None:
+    rows = [{"question": "Q", "answer": "A", "label": 1}, {"question": "Q", "answer": "A", "label": "positive"}]
+    assert recognise(jsonl(tmp_path / "in.jsonl", rows)).format == "question/answer"
+
+
+def test_pairs_are_named_by_hand_too(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "in.jsonl", [{"a": "Q", "b": "A", "c": "B"}])
+    assert written(path, tmp_path, {"prompt": "a", "chosen": "b", "rejected": "c"}) == [CANONICAL_PAIR]
+    assert written(path, tmp_path / "sft", {"prompt": "a", "response": "b"}) == [{"prompt": "Q", "response": "A"}]
+
+
+def test_the_longest_pair_is_that_with_the_longest_sequence(tmp_path: Path) -> None:
+    two = {"prompt": "Q", "chosen": "A" * 60, "rejected": "B" * 60}
+    one = {"prompt": "Q", "chosen": "A" * 100, "rejected": "B"}
+    prepared = write(recognise(jsonl(tmp_path / "in.jsonl", [two, one])), tmp_path / "prepared")
+    first = json.loads(prepared.longest.read_text().splitlines()[0])
+    assert first["chosen"]["content"] == "A" * 100
+
+
+def test_rows_that_are_taken_out_are_learned_nowhere(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "chosen": "A", "rejected": "B"} for n in range(4)]
+    prepared = write(recognise(jsonl(tmp_path / "in.jsonl", rows)), tmp_path / "prepared")
+    found = Contamination(key="k", rows=4, found={"b": 1}, flagged=1, action="removed")
+    left = without(prepared, {2}, found)
+    assert (left.rows, left.supervised) == (3, 3)
+    assert "Q2" not in (tmp_path / "prepared/supervised.jsonl").read_text()
+    assert write(recognise(tmp_path / "in.jsonl"), tmp_path / "prepared") == left, "kept as it is"
+    (tmp_path / "prepared/supervised.jsonl").unlink()
+    assert write(recognise(tmp_path / "in.jsonl"), tmp_path / "prepared").rows == 4, "written again"
+
+
+def test_data_prepared_by_an_earlier_version_are_still_read(tmp_path: Path) -> None:
+    prepared = write(recognise(jsonl(tmp_path / "in.jsonl", ROWS)), tmp_path / "prepared")
+    record = json.loads((tmp_path / "prepared/prepared.json").read_text())
+    del record["stages"], record["supervised"]
+    (tmp_path / "prepared/prepared.json").write_text(json.dumps(record))
+    assert write(recognise(tmp_path / "in.jsonl"), tmp_path / "prepared") == prepared
+    assert prepared.stages == ("sft",)

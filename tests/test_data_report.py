@@ -65,14 +65,18 @@ def judged(directory: Path, rows: list[Any], **more: Any) -> DataReport:
             },
             {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
         ),
+        (
+            "labelled",
+            {"prompt": "a", "completion": "b", "label": False},
+            {"prompt": "prompt", "response": "completion", "label": "label"},
+        ),
     ],
 )
 def test_formats(form: str, row: dict[str, Any], columns: dict[str, str], tmp_path: Path) -> None:
     report = judged(tmp_path, [row | {"note": "not kept"}], run="debug")
     assert (report.format, report.columns, report.usable) == (form, columns, True), report.for_agent()
     assert list(read(tmp_path / "kept.jsonl")) == [row]
-    if form != "preference":
-        assert data.recognise(tmp_path / "kept.jsonl").columns == columns
+    assert data.recognise(tmp_path / "kept.jsonl").columns == columns
 
 
 def test_good_data(tmp_path: Path) -> None:
@@ -101,20 +105,24 @@ def test_good_data(tmp_path: Path) -> None:
             "fatal: 20 rows: without the column 'output'",
         ),
         ([alpaca(n, output="") if n % 4 else alpaca(n) for n in range(40)], "fatal: 30 rows: with an empty 'output'"),
-        ([*GOOD, *["text"] * 10], "fatal: 10 rows: JSON, but no object with columns; the first: line 41: '\"text\"'"),
-        ([*GOOD, b'{"instruction": '], "fatal: 1 row: no JSON; the first: line 41: '{\"instruction\":'"),
+        ([*GOOD, *["text"] * 10], "fatal: 10 rows: JSON, but no object with columns\n  the first: line 41: '\"text\"'"),
+        ([*GOOD, b'{"instruction": '], "fatal: 1 row: no JSON\n  the first: line 41: '{\"instruction\":'"),
         ([*GOOD, b"\xff\xfe"], "fatal: 1 row: no JSON"),
         ([*GOOD, b'{"a": NaN}'], "fatal: 1 row: no JSON"),
         ([*GOOD, b"[" * 100_000], "fatal: 1 row: no JSON"),
-        ([*GOOD, b'{"a": "' + b"x" * (5 << 20) + b'"}'], "fatal: 1 row: longer than 4 MiB; the first: line 41"),
+        ([*GOOD, b'{"a": "' + b"x" * (5 << 20) + b'"}'], "fatal: 1 row: longer than 4 MiB\n  the first: line 41"),
         ([alpaca(n, output="word " * 200) for n in range(40)], "fatal: 40 rows: longer than cutoff_len 100 (about 2"),
         ([{"messages": [{"role": "user", "content": f"{n}"}]} for n in range(40)], "no usable columns among messages"),
-        ([{"chosen": "a", "rejected": "b"}] * 40, "fatal: chosen and rejected need a prompt beside them"),
+        ([{"chosen": "a", "rejected": "b"}] * 40, "fatal: the output: chosen and rejected need a prompt beside them"),
         (
             [{"prompt": f"{n}", "chosen": "a", "rejected": "a"} for n in range(40)],
             "fatal: 40 rows: whose chosen and rejected answers are the same",
         ),
         ([{"prompt": f"{n}", "chosen": "a", "rejected": ""} for n in range(40)], "with an empty 'rejected'"),
+        (
+            [{"prompt": f"{n}", "completion": "a", "label": True if n else None} for n in range(10)],
+            "1 row: whose 'label' is neither true nor false",
+        ),
     ],
 )
 def test_what_makes_data_useless_is_said(rows: list[Any], said: str, tmp_path: Path) -> None:
@@ -128,7 +136,7 @@ def test_what_makes_data_useless_is_said(rows: list[Any], said: str, tmp_path: P
     ("rows", "kept", "said"),
     [
         ([*GOOD, *GOOD[:3]], 43, "3 rows: the same as an earlier row"),
-        ([*GOOD, alpaca(99, output=" ")], 40, "1 row: with an empty 'output'; the first: {\"instruction\""),
+        ([*GOOD, alpaca(99, output=" ")], 40, "1 row: with an empty 'output'\n  the first: {\"instruction\""),
         (
             [*GOOD, alpaca(99, output="word " * 200)],
             41,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Bench:
 
     def __call__(self, script: str, **more: Any) -> ScriptRun:
         wanted: dict[str, Any] = {
-            "runner": self.runner,
+            "execute": self.runner.run,
             "stage": self.directory / "stage",
             "cache": self.directory / "cache",
             "name": "data",
@@ -160,7 +161,7 @@ def test_a_script_asks_models_through_the_door(bench: Bench, server: Server) -> 
         "replies = ask_many([row['question'] for row in rows], role='weak')\n"
         "emit({'instruction': row['question'], 'output': reply} for row, reply in zip(rows, replies))\n"
     )
-    done = bench(script, door=server.path)
+    done = bench(script, door=lambda: nullcontext(server.path))
     assert done.report.usable, done.report.for_agent()
     assert next(read(Path(str(done.data))))["output"] == "weak says what is 0 + 0?"
     assert len(server.requests) == 600

@@ -52,7 +52,7 @@ class RealBench(Unhurried):
         reason = f"exit code {done.returncode}"
         return Outcome(kind=kind, code=done.returncode, seconds=0.0, log=job.log, tail=done.stderr, reason=reason)  # type: ignore[arg-type]
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
         raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:

@@ -268,7 +268,30 @@ def test_a_hub_that_does_not_answer_is_given_up() -> None:
     assert found.status == "warning"
 
 
-# Disk, model, benchmarks
+# GPUs, disk, model, benchmarks
+
+
+def test_only_the_gpus_that_are_set_count(
+    tmp_path: Path, offline: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho '0, GPU-aa, 8192'\necho '1, GPU-bb, 81920'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+    def found(**environ: str) -> list[Finding]:
+        return examine(None, {**offline, "FT_PROPOSER": "tpe", **environ}, tmp_path)
+
+    assert of(found(), "GPUs").found == "8 GiB, 80 GiB"
+    chosen = found(FT_GPUS="1")
+    assert of(chosen, "GPUs").found == "80 GiB (FT_GPUS=1)"
+    assert "trains with LoRA in 80 GiB" in of(chosen, "model").advice
+    assert of(found(CUDA_VISIBLE_DEVICES="0"), "GPUs").found == "8 GiB"
+    none = of(found(FT_GPUS="none"), "GPUs")
+    assert (none.status, none.found) == ("ok", "none: FT_GPUS=none")
+    wrong = of(found(FT_GPUS="7"), "GPUs")
+    assert (wrong.status, wrong.found) == ("problem", "none of FT_GPUS=7 is there")
 
 
 def test_a_workspace_that_cannot_be_made_or_written(tmp_path: Path) -> None:

@@ -403,3 +403,28 @@ def test_read_shapes_takes_a_directory(tmp_path: Path) -> None:
     assert isinstance(found, Shapes)
     assert found.hidden == 3584
     assert found.half
+
+
+def test_a_pair_is_as_long_as_its_longer_answer(tmp_path: Path) -> None:
+    said = {"messages": [{"role": "user", "content": "Q"}]}
+    answers = {
+        role: {"role": "assistant", "content": "a" * length} for role, length in (("chosen", 900), ("rejected", 800))
+    }
+    (tmp_path / "longest.jsonl").write_text(json.dumps(said | answers) + "\n")
+    tokens = longest_tokens(tmp_path / "longest.jsonl")
+    assert tokens is not None
+    assert 900 < tokens < 1300, "and not of both"
+
+
+def test_a_reference_costs_what_the_method_makes_of_it() -> None:
+    """Full tuning holds a copy of the model; adapters are switched off instead; ORPO and SimPO need none."""
+
+    def reference(**keys: object) -> int:
+        return estimate(shapes(QWEN_HALF_B), {"per_device_train_batch_size": 1, **keys}, device="cuda").reference
+
+    counted = shapes(QWEN_HALF_B).parameters
+    assert reference(stage="dpo", finetuning_type="full") >= 2 * counted
+    assert reference(stage="kto", finetuning_type="freeze") >= 2 * counted
+    assert reference(stage="dpo", finetuning_type="lora") == 0
+    assert reference(stage="dpo", finetuning_type="full", pref_loss="orpo") == 0
+    assert reference(finetuning_type="full") == 0

@@ -36,7 +36,7 @@ class Voiceless(Unhurried):
     def __init__(self, directory: Path) -> None:
         self.directory, self.name = directory, "trial-1-train"
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
         raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:

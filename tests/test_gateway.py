@@ -24,11 +24,12 @@ import openai
 import pytest
 
 from agent.errors import MachineError, UsageError
-from agent.gateway import UNSCORED, Chat, Door, Gateway, Judge, Judged, Limits
+from agent.gateway import UNSCORED, AnswerStore, Chat, Door, Gateway, Judge, Judged, Limits
 from agent.gateway import server as http_server
 from agent.gateway.files import Transcript, VerdictStore
 from agent.gateway.judge import verdict
 from agent.llm import Endpoint, Price, Secret
+from agent.money import Money
 from agent.resources import resource
 from agent.run import Mount
 from tests.conformance.conftest import image
@@ -521,6 +522,39 @@ def test_in_the_role_of_writing_data_a_failure_is_told_and_not_asked_again_by_th
         assert len(server.requests) == 1
     assert KEY not in str(caught.value)
     assert str(gateway.report().failure).startswith("the model http://127.0.0.1:")
+
+
+def test_answers_are_kept_by_what_was_asked_and_how_often(tmp_path: Path) -> None:
+    def at_first_lost(request: ChatRequest) -> ChatAnswer:
+        return ChatAnswer(status=500, error="oops") if request.number == 1 else ChatAnswer(f"answer {request.number}")
+
+    def asked(**options: Any) -> list[str | None]:
+        gateway = Gateway(endpoint(server.url), Price(), role, limits=ONE_TRY)
+        with at_work(gateway) as client:
+            return [ask(client, "Write.", **options) for _ in range(2)]
+
+    with ChatServer(at_first_lost) as server:
+        strong = {"strong": [(endpoint(server.url), Price())]}
+        role = Chat(strong, AnswerStore(tmp_path))
+        with pytest.raises(openai.InternalServerError):
+            asked()
+        first = asked()
+        assert first == ["answer 2", "answer 3"], "the lost one has no number"
+        assert asked() == first
+        assert asked(temperature=0.5) == ["answer 4", "answer 5"], "another request"
+        with (tmp_path / "answers.jsonl").open("ab") as file:
+            file.write(b'{"key": "to')
+        role = Chat(strong, AnswerStore(tmp_path))
+        assert asked() == first, "read again, past a line that a crash tore"
+
+
+def test_names_are_listed_and_a_money_limit_needs_a_price(tmp_path: Path) -> None:
+    unpriced = (endpoint("https://models.example.org/v1"), Price())
+    with pytest.raises(UsageError, match="so a money budget cannot be held"):
+        Gateway(*unpriced, Chat({"weak": [unpriced]}), limits=Limits(money=Money(1.0)))
+    with Gateway(*unpriced, Chat({"strong": [unpriced], "weak": [unpriced]})).open() as door:
+        _, content, _ = raw(door, "GET", "/v1/models")
+    assert [one["id"] for one in json.loads(content)["data"]] == ["strong", "weak"]
 
 
 def test_the_socket_is_the_jobs_users_alone_and_is_gone_with_the_job() -> None:

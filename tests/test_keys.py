@@ -1,9 +1,11 @@
 from fnmatch import fnmatchcase
 
+import msgspec
 import pytest
 
 from scenarios.finetune.arguments import schema
-from scenarios.finetune.keys import CLOSED, OPEN, why_closed
+from scenarios.finetune.keys import CLOSED, OPEN, Bounds, offered, why_closed
+from scenarios.finetune.packages import installed
 
 
 def test_every_open_key_is_an_argument_of_the_pinned_llama_factory() -> None:
@@ -15,6 +17,24 @@ def test_a_closed_pattern_matches_arguments_and_no_open_key(pattern: str) -> Non
     matched = [name for name in schema() if fnmatchcase(name, pattern)]
     assert matched
     assert not OPEN.keys() & set(matched)
+
+
+def test_a_key_is_offered_where_its_package_is_installed() -> None:
+    bounds = Bounds(context=1024, epochs=3)
+    alone = {key for key, rule in OPEN.items() if rule.package}
+    assert {"quantization_bit", "use_galore", "use_badam"} <= alone
+    assert not alone & offered(bounds).keys()
+    both = msgspec.structs.replace(bounds, packages=frozenset({"galore-torch", "bitsandbytes"}))
+    assert {"use_galore", "galore_rank"} <= offered(both).keys()
+    assert "quantization_bit" not in offered(both)
+    assert "quantization_bit" in offered(msgspec.structs.replace(both, device="cuda"))
+    assert "use_badam" not in offered(both)
+
+
+def test_the_lock_files_say_which_packages_there_are() -> None:
+    assert {"trl", "peft", "docstring-parser"} <= installed("cpu")
+    assert installed("cuda") - installed("cpu") >= {"deepspeed"}
+    assert not {rule.package for rule in OPEN.values()} & installed("cuda"), "then docs/methods.md has to be amended"
 
 
 def test_choices_are_a_subset_of_what_llama_factory_takes() -> None:
@@ -39,7 +59,8 @@ def test_bounds_hold_the_defaults_of_llama_factory() -> None:
         ("trust_remote_code", "code or files"),
         ("seed", "luck"),
         ("max_steps", "num_train_epochs"),
-        ("pref_beta", "preference"),
+        ("ref_model", "the untrained model is the reference"),
+        ("ppo_epochs", "ImportError"),
         ("use_cpu", "devices"),
         ("video_fps", "not offered"),
     ],

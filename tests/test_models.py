@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from agent.errors import UsageError
-from scenarios.finetune.files import MARKER
-from scenarios.finetune.models import choose_model, inspect, weights_hash
+from scenarios.finetune.models import inspect, weights_hash
 
 CONFIG = {"architectures": ["Qwen2ForCausalLM"], "max_position_embeddings": 1024, "num_hidden_layers": 4}
 
@@ -125,34 +124,3 @@ def test_an_adapters_hash_ignores_where_its_base_lies_and_the_order_of_a_set(tmp
         write_safetensors(directory / "adapter_model.safetensors", {"lora_A": [8, 4]})
         hashes.append(weights_hash(directory))
     assert hashes[0] == hashes[1] != hashes[2]
-
-
-def test_the_largest_fitting_chat_model_is_chosen(tmp_path: Path) -> None:
-    assert choose_model(tmp_path, 8 << 30) is None
-    make_model(tmp_path / "small", hidden=8)
-    make_model(tmp_path / "organisation/large", hidden=64)
-    make_model(tmp_path / "larger-without-template", hidden=128, template=False)
-    make_model(tmp_path / "encoder", hidden=256, architectures=["BertModel"])
-    make_model(tmp_path / "broken", hidden=256).joinpath("model.safetensors").unlink()
-    chosen = choose_model(tmp_path, 8 << 30)
-    assert chosen is not None
-    assert chosen[0] == tmp_path / "organisation/large"
-    assert "the largest of 3" in chosen[1]
-    assert "8 GiB" in chosen[1]
-    unknown = choose_model(tmp_path, None)
-    assert unknown is not None
-    assert unknown[0] == tmp_path / "small"
-    assert choose_model(tmp_path, 1 << 20) is None
-
-
-def test_demo_models_and_hidden_directories_are_never_chosen(tmp_path: Path) -> None:
-    (make_model(tmp_path / "demo/tiny", hidden=32) / MARKER).write_text("{}")
-    make_model(tmp_path / ".making/model", hidden=64)
-    make_model(tmp_path / "organisation/.partial", hidden=64)
-    assert choose_model(tmp_path, 8 << 30) is None
-    assert choose_model(tmp_path, None) is None
-    mine = make_model(tmp_path / "mine", hidden=8)
-    chosen = choose_model(tmp_path, 8 << 30)
-    assert chosen is not None
-    assert chosen[0] == mine
-    assert "the only model" in chosen[1]

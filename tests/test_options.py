@@ -48,12 +48,13 @@ def test_everything_that_is_a_setting_reaches_the_settings() -> None:
     assert parse(["--dataset", "d"]).settings() == {}
 
 
-def test_the_data_set_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in ([], ["--dataset", ""]):
+def test_a_name_that_is_left_out_is_chosen_and_an_empty_one_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse([]) == LoopOptions()
+    for name in ("--dataset", "--model"):
         with pytest.raises(SystemExit) as raised:
-            parse(argv)
+            parse([name, ""])
         assert raised.value.code == 2
-        assert "--dataset is required" in capsys.readouterr().err
+        assert f"{name} is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,13 @@ def test_the_values_stand_in_the_prompt() -> None:
 
 
 def test_every_prompt_file_is_used() -> None:
+    prompts = list(resource("prompts").iterdir())
     code = "".join(path.read_text() for path in (Path(__file__).parents[1] / "agent").rglob("*.py"))
+    included = "".join(path.read_text() for path in prompts)
     unused = [
-        path.name for path in resource("prompts").iterdir() if f'"{path.name.removesuffix(".md.j2")}"' not in code
+        path.name
+        for path in prompts
+        if f'"{path.name.removesuffix(".md.j2")}"' not in code and f'{{% include "{path.name}" %}}' not in included
     ]
     assert not unused
 

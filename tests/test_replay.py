@@ -12,11 +12,12 @@ import pytest
 
 from agent.errors import BudgetEnded, StudyError, UsageError
 from agent.journal import Journal
-from agent.llm import ChatModel, Endpoint, EndpointError, Replay, Secret
+from agent.llm import ChatModel, Endpoint, EndpointError, Replay, Secret, Transcript
 from agent.llm.transcript import read
 from agent.loop import run_call
 from agent.options import parse
-from agent.propose.writer import AllowedKey, BenchmarkBrief, StudyBrief, Writer
+from agent.propose.brief import AllowedKey, BenchmarkBrief, StudyBrief
+from agent.propose.writer import Writer
 from agent.records import Proposal, Recipe
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
 from tests.toy import Toy, lab
@@ -61,18 +62,24 @@ def reply(skill: Any) -> ChatAnswer:
     return ChatAnswer(json.dumps(draft))
 
 
+LESSON = ChatAnswer('{"lesson": "Try more skill."}')
+
+
 class Recording:
     """Repairs, a reply that thinks aloud, an endpoint that dies in the middle of a proposal, and five bad replies."""
 
     answers = (
         ChatAnswer("I would think first."),
         reply(0.5),
+        LESSON,
         reply("much"),
         ChatAnswer(status=401, error="bad key"),
         reply(2.0),
         reply(0.25),
+        LESSON,
         *[ChatAnswer("no")] * 4,
         ChatAnswer("<think>0.75?</think>" + reply(0.75).content),
+        LESSON,
     )
 
     def __call__(self, request: ChatRequest) -> ChatAnswer:
@@ -95,7 +102,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_recipes_byte_for_byte(recorded: Path, tmp_path: Path) -> None:
     said: list[str] = []
     model = Replay(recorded / "transcript.jsonl", say=said.append)
-    assert model.calls == 9, "what was said before the endpoint died was asked again"
+    assert model.calls == 12, "what was said before the endpoint died was asked again"
     study(tmp_path, model, 4, left="2 h 05 min")
     assert recipes(tmp_path) == recipes(recorded)
     for before, now in zip(proposals(recorded), proposals(tmp_path), strict=True):
@@ -132,7 +139,7 @@ def test_a_reply_never_answers_another_turn(recorded: Path, tmp_path: Path) -> N
     lines = (recorded / "transcript.jsonl").read_text().splitlines(keepends=True)
     repaired = json.loads(lines[1])
     cut = tmp_path / "cut.jsonl"
-    cut.write_text(json.dumps(repaired | {"turn": 1}) + "\n" + lines[4])
+    cut.write_text(json.dumps(repaired | {"turn": 1}) + "\n" + lines[5])
     with pytest.raises(StudyError, match=r"call 1 of .*cut.jsonl \(line 1\) was asked in 4 messages, and now in 2"):
         study(tmp_path / "again", Replay(cut), 1)
 
@@ -149,7 +156,7 @@ def test_a_torn_last_line_is_left_out_and_a_bad_one_named(recorded: Path, tmp_pa
 
 def test_nothing_left_is_a_budget_that_ended(recorded: Path) -> None:
     replayed = Replay(recorded / "transcript.jsonl")
-    asked = [entry.messages for _, entry in replayed._entries]
+    asked = [entry.messages for _, entry in replayed._entries if entry.role == "propose"]
     for messages in asked:
         replayed.complete(messages, {})
     with pytest.raises(BudgetEnded):
@@ -158,7 +165,7 @@ def test_nothing_left_is_a_budget_that_ended(recorded: Path) -> None:
 
 def test_another_role_is_not_answered(recorded: Path) -> None:
     with pytest.raises(UsageError, match="no reply for 'critic'"):
-        Replay(recorded / "transcript.jsonl", role="critic")
+        Replay(recorded / "transcript.jsonl", roles=("critic",))
 
 
 def test_the_option() -> None:
@@ -173,3 +180,20 @@ def test_keys_are_not_kept(recorded: Path) -> None:
     text = (recorded / "transcript.jsonl").read_text()
     assert KEY not in text
     assert "refuses the API key" in text, "what failed is kept as well"
+
+
+def test_each_role_is_answered_from_its_own_replies(tmp_path: Path) -> None:
+    """A reflection that failed when it was recorded takes no proposal's reply when it is asked again."""
+    ask = [{"role": "user", "content": "?"}]
+    path = tmp_path / "transcript.jsonl"
+    record = Transcript(path, Endpoint(base_url=None, model="m"))
+    record.write(ask, role="propose", reply="first")
+    record.write(ask, role="reflect", error="it was down")
+    record.write(ask, role="propose", reply="second")
+    record.write(ask, role="mend", reply="a script")
+    replayed = Replay(path)
+    assert replayed.complete(ask).text == "first"
+    with pytest.raises(BudgetEnded):
+        replayed.complete(ask, role="reflect")
+    assert replayed.complete(ask, role="mend").text == "a script"
+    assert replayed.complete(ask).text == "second"

@@ -46,7 +46,7 @@ class StageBench(Unhurried):
     seen: list[tuple[float, str]] = field(default_factory=list)
     consumed: list[Usage] = field(default_factory=list)
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
         self.consumed.append(usage)
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:

@@ -98,7 +98,7 @@ def test_the_default_space_varies_only_keys_that_a_proposal_may_set_within_their
             assert rule.low is None or domain.low >= rule.low
             assert rule.above is None or domain.low > rule.above
             assert rule.high is None or domain.high <= rule.high
-        assert rule.method is None or parameter.when == ("finetuning_type", rule.method)
+        assert not rule.methods or parameter.when in {("finetuning_type", method) for method in rule.methods}
 
 
 def test_no_point_of_the_default_space_is_refused() -> None:

@@ -114,7 +114,7 @@ class Bench(Unhurried):
         self.said: list[str] = []
         self.jobs = 0
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
         raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:

@@ -68,7 +68,7 @@ class Here(Unhurried):
         self.seen: list[tuple[float, str]] = []
         self.jobs: list[Job] = []
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
         raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:

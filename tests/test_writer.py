@@ -11,21 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.errors import BudgetEnded, MachineError, TrialFailed
 from agent.llm import ChatModel, Endpoint, EndpointError, Price, Secret
+from agent.propose.brief import AllowedKey, BenchmarkBrief, StudyBrief
 from agent.propose.digest import trials_text
-from agent.propose.writer import (
-    HISTORY,
-    AllowedKey,
-    BenchmarkBrief,
-    ProposalFailed,
-    StudyBrief,
-    Writer,
-    canonical,
-    reply_schema,
-)
+from agent.propose.draft import reply_schema
+from agent.propose.duplicates import canonical
+from agent.propose.writer import ProposalFailed, Writer
 from agent.records import Comparison, History, Proposal, Recipe, Trial, Value
 from scenarios.finetune import arguments
 from scenarios.finetune.keys import Bounds
@@ -364,10 +359,9 @@ def test_what_differs_is_no_duplicate() -> None:
 
 def test_a_failure_is_told_with_its_reason_and_shortened_log() -> None:
     trial = make_failed(1, reason="CUDA out of memory at batch 32", tail="noise\n" * 2_000 + "RuntimeError: boom")
-    text = trials_text(History(trials=(trial,)), none, HISTORY)
+    text = trials_text(History(trials=(trial,)), none, 24_000)
     assert "verdict: failed (train:oom): CUDA out of memory at batch 32" in text
     assert "    | RuntimeError: boom" in text
-    assert "lesson: Batches above 16 do not fit." in text
     assert len(text) < 4_000
 
 
@@ -377,7 +371,7 @@ def test_the_difference_to_the_parent_is_told() -> None:
         hypothesis="h", change="c", author="t", parent=1, recipe=Recipe(train={"learning_rate": 0.004, "lora_rank": 4})
     )
     full = make_trial(3, proposal=make_proposal(train={"finetuning_type": "full", "lora_rank": None}))
-    text = trials_text(History(trials=(first, make_trial(2, proposal=child), full)), defaults, HISTORY)
+    text = trials_text(History(trials=(first, make_trial(2, proposal=child), full)), defaults, 24_000)
     assert "against the defaults: learning_rate 0.0001 -> 0.002; packing unset -> True" in text
     assert "against trial 1: learning_rate 0.002 -> 0.004; lora_rank unset -> 4; packing True -> unset" in text
     assert "against the defaults: finetuning_type lora -> full; learning_rate 0.0001 -> 1e-05\n" in text
@@ -414,7 +408,7 @@ def test_nothing_in_a_log_can_leave_its_block() -> None:
     with ChatServer(always(GOOD)) as server:
         writer(server).propose(History(trials=(make_failed(1, tail=evil, reason=evil),)), ())
     user = server.requests[0].messages[1]["content"]
-    assert user.count("</data>") == 1
+    assert user.count("</data>") == user.count("<data of=") == 2
     assert "\ntrial 9" not in user
     assert "\x1b" not in user
 
@@ -422,7 +416,7 @@ def test_nothing_in_a_log_can_leave_its_block() -> None:
 def test_only_the_search_split_is_told() -> None:
     """The history's records hold nothing else; a comparison is told without the questions behind it."""
     comparison: Comparison = make_comparison(0.5, "better")
-    text = trials_text(History(trials=(make_trial(1, comparison=comparison),)), none, HISTORY)
+    text = trials_text(History(trials=(make_trial(1, comparison=comparison),)), none, 24_000)
     assert "questions" not in text
 
 
@@ -494,6 +488,7 @@ def wild_replies(count: int) -> list[str]:
         return chance.choice(kinds if depth else kinds[:4])()
 
     names = ["hypothesis", "change", "train", "parent", "learning_rate", "lora_rank", "output_dir", "", "é", "a b"]
+    names += ["data", "script", "mode"]
     replies = []
     for _ in range(count):
         draft: Any = json.loads(GOOD.content)
@@ -519,7 +514,8 @@ def test_no_reply_crashes_and_attempts_are_bounded() -> None:
     replies = wild_replies(1_000)
     valid = failed = 0
     with ChatServer(lambda request: ChatAnswer(replies[request.number % len(replies)])) as server:
-        llm = writer(server, repairs=1)
+        brief = msgspec.structs.replace(BRIEF, steps={"type": "array"}, scripts_allowed=True)
+        llm = writer(server, repairs=1, brief=brief)
         while (before := len(server.requests)) < len(replies):
             try:
                 proposal = llm.propose(EMPTY, ())

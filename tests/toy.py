@@ -77,6 +77,9 @@ class Instant:
     def ready(self, environment: EnvironmentName, say: Say) -> None:
         return None
 
+    def refuses(self) -> str:
+        return ""
+
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
         (Path(job.cwd) / "model").mkdir()
         (Path(job.cwd) / "model" / "weights").write_text("0.5")

@@ -1,4 +1,4 @@
-"""What the gateway leaves on disk: the verdicts, so that none is paid for twice, and the transcript."""
+"""What the gateway leaves on disk: verdicts and answers, so that none is paid for twice, and the transcript."""
 
 from __future__ import annotations
 
@@ -57,6 +57,56 @@ class VerdictStore:
             self._known[key] = verdict
             self._file.parent.mkdir(parents=True, exist_ok=True)
             _append(self._file, msgspec.json.encode(_Line(key, verdict)))
+
+
+class _Answer(msgspec.Struct):
+    key: str
+    number: int
+    content: str
+    finished: bool = True
+
+
+class AnswerStore:
+    """Answers of models that write data, by the content that they depend on: one line each in `answers.jsonl`.
+
+    Who asks the same thing several times wants several answers, so they are numbered from 1. Used by one process; a
+    line that a crash tore is as if it were not there. Read when it is first needed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "answers.jsonl"
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, int], tuple[str, bool]] | None = None
+
+    @staticmethod
+    def key(model: Sequence[str], messages: Sequence[Message], options: Any) -> str:
+        """The hash of what an answer depends on; `model` is its address and its name."""
+        return hashlib.sha256(msgspec.json.encode((model, messages, options), order="deterministic")).hexdigest()
+
+    def get(self, key: str, number: int) -> tuple[str, bool] | None:
+        """The answer given earlier, and whether it is whole; None if there is none."""
+        with self._lock:
+            return self._read().get((key, number))
+
+    def put(self, key: str, number: int, content: str, *, finished: bool) -> None:
+        """Keep an answer. OSError if the disk does not take it."""
+        with self._lock:
+            self._read()[key, number] = content, finished
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            _append(self._file, msgspec.json.encode(_Answer(key, number, content, finished)))
+
+    def _read(self) -> dict[tuple[str, int], tuple[str, bool]]:
+        if self._known is None:
+            self._known = {}
+            if self._file.exists():
+                with self._file.open("rb") as lines:
+                    for line in lines:
+                        try:
+                            entry = msgspec.json.decode(line, type=_Answer)
+                        except (msgspec.MsgspecError, UnicodeDecodeError):
+                            continue
+                        self._known[entry.key, entry.number] = entry.content, entry.finished
+        return self._known
 
 
 class Transcript:

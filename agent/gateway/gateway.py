@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from agent.gateway.files import Transcript, VerdictStore
+from agent.gateway.files import AnswerStore, Transcript, VerdictStore
 from agent.gateway.judge import UNSCORED, reminded, verdict
 from agent.gateway.server import Door, Response, serving
-from agent.gateway.upstream import TOLERATED, Closed, Limits, Lost, Upstream
-from agent.llm import Endpoint, Message, Price, Reply
+from agent.gateway.upstream import TOLERATED, Closed, Limits, Lost, Unpaid, Upstream
+from agent.llm import Endpoint, Message, Price
 from agent.records import Usage
 from agent.run.lock import job_user
 
@@ -38,19 +40,29 @@ class Judge:
 
 @dataclass(frozen=True)
 class Chat:
-    """The role of writing data: a completion is passed through, within the limits."""
+    """The role of writing data: a completion is passed through, within the limits.
+
+    Attributes:
+        models: Name that a job asks for ("strong", "weak") -> endpoints and prices, tried in turn until one answers.
+            Under any other name the gateway's own endpoint answers.
+        store: Answers that are given already; None keeps none.
+    """
+
+    models: Mapping[str, Sequence[tuple[Endpoint, Price]]] = field(default_factory=dict)
+    store: AnswerStore | None = None
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
     """What a gateway did.
 
     Attributes:
-        asked: Requests of the job: `answered` by the endpoint, `cached` verdicts of earlier runs, and `unscored`.
+        asked: Requests of the job: `answered` by the endpoint, `cached` from earlier runs, and `unscored`.
         pending: Requests that were still waiting when the job ended; they are no finding about anybody.
         waited: Seconds during which at least one request was waiting.
         failure: What is wrong with the endpoint and what to do, in one line; None where all is well, or nearly.
         unclear: An answer that was no verdict, where there was one.
         usage: Calls, tokens and cost of it all, attempts in vain included.
+        unpaid: Why the study's money did not reach for a request; None where it always did.
     """
 
     asked: int
@@ -62,6 +74,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None
     unclear: str
     usage: Usage
+    unpaid: str | None = None
 
 
 class _Part(msgspec.Struct):
@@ -82,6 +95,7 @@ class _Asked(msgspec.Struct):
     """What a job may send; every other field is passed over."""
 
     messages: Annotated[list[_Said], msgspec.Meta(min_length=1)]
+    model: str = ""
     stream: Literal[False] | None = None
     n: Literal[1] | None = None
 
@@ -124,9 +138,13 @@ class Gateway:
     ) -> None:
         self._role, self._limits, self._user = role, limits, user or job_user()
         judging = isinstance(role, Judge)
-        self._upstream = Upstream(endpoint, price, limits, temperature=0.0 if judging else 1.0)
+        self._upstreams: dict[tuple[str, str], Upstream] = {}
+        self._upstream = self._behind(endpoint, price)
+        models = {} if isinstance(role, Judge) else role.models
+        self._named = {name: [self._behind(*one) for one in several] for name, several in models.items()}
+        self._asked: defaultdict[str, set[int]] = defaultdict(set)  # numbers of a job's equal questions
         self._store = VerdictStore(role.store) if isinstance(role, Judge) and role.store else None
-        self._transcript = Transcript(transcript, endpoint.redact)
+        self._transcript = Transcript(transcript, self._redact)
         self._who = "judge" if judging else "model"
         self._lock = threading.Lock()
         self._counts = {"answered": 0, "cached": 0, "unscored": 0}
@@ -135,6 +153,23 @@ class Gateway:
         self._most: int | None = None
         self._unclear = ""
         self._disk: str | None = None
+
+    def _behind(self, endpoint: Endpoint, price: Price) -> Upstream:
+        """The one upstream of a model, under whatever names it is asked."""
+        known, judging = (endpoint.address, endpoint.model), isinstance(self._role, Judge)
+        if known not in self._upstreams:
+            warmth = 0.0 if judging else 1.0
+            self._upstreams[known] = Upstream(endpoint, price, self._limits, warmth, various=not judging)
+        return self._upstreams[known]
+
+    def _redact(self, text: str) -> str:
+        for upstream in self._upstreams.values():
+            text = upstream.endpoint.redact(text)
+        return text
+
+    def _close(self) -> None:
+        for upstream in self._upstreams.values():
+            upstream.close()
 
     @contextlib.contextmanager
     def open(self, samples: int | None = None) -> Iterator[Door]:
@@ -145,7 +180,7 @@ class Gateway:
                 for any number.
         """
         self._most = samples * self._limits.asks if samples is not None else None
-        with serving(self._respond, self._upstream.close, self._user, self._limits.body) as door:
+        with serving(self._respond, self._close, self._user, self._limits.body) as door:
             yield door
 
     def report(self) -> Judged:
@@ -158,35 +193,40 @@ class Gateway:
                 waited=self._waited + (time.monotonic() - self._since if self._open else 0.0),
                 failure=self._failure(),
                 unclear=self._unclear,
-                usage=self._upstream.usage,
+                usage=sum((upstream.usage for upstream in self._upstreams.values()), Usage()),
+                unpaid=next(filter(None, (one.health.unpaid for one in self._upstreams.values())), None),
             )
 
     def _failure(self) -> str | None:
         health, asked = self._upstream.health, sum(self._counts.values())
+        standing = list(self._named.values()) or [[self._upstream]]
+        broken = [several[-1] for several in standing if all(one.health.broken for one in several)]
         reason = self._disk
-        if health.broken:
-            reason = f"the {self._who} {health.broken}"
-        elif health.lost > TOLERATED * asked:
+        if broken:
+            reason = f"the {self._who} {broken[0].health.broken}"
+        elif isinstance(self._role, Judge) and health.lost > TOLERATED * asked:
             reason = f"{health.lost} of {asked} samples got no answer: the {self._who} {health.reason}"
         elif self._most is not None and self._received > self._most:
             reason = f"the job asked the {self._who} {self._received} times, and {self._most} are enough for it"
-        return reason and " ".join(self._upstream.endpoint.redact(reason).split())
+        return reason and " ".join(self._redact(reason).split())
 
     def _respond(self, method: str, path: str, body: bytes) -> Response:
         model = self._upstream.endpoint.model
         if (method, path) == ("GET", "/v1/models"):
-            return Response(200, {"object": "list", "data": [{"id": model, "object": "model", "created": 0}]})
+            listed = [{"id": name, "object": "model", "created": 0} for name in self._named or (model,)]
+            return Response(200, {"object": "list", "data": listed})
         if (method, path) != ("POST", "/v1/chat/completions"):
             return _refusal(404, "the gateway answers POST /v1/chat/completions and GET /v1/models")
         try:
-            messages = [said.message() for said in msgspec.json.decode(body, type=_Asked).messages]
+            asked = msgspec.json.decode(body, type=_Asked)
+            messages = [said.message() for said in asked.messages]
             chosen = None if isinstance(self._role, Judge) else msgspec.json.decode(body, type=_Options)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _refusal(400, str(error))
         with self._waiting() as refused:
             if refused:
                 return _refusal(429, "the job asks more often than it has samples")
-            return self._answer(messages, chosen)
+            return self._answer(messages, chosen, asked.model)
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[bool]:
@@ -205,11 +245,11 @@ class Gateway:
                 if not self._open:
                     self._waited += time.monotonic() - self._since
 
-    def _answer(self, messages: list[Message], chosen: _Options | None) -> Response:
+    def _answer(self, messages: list[Message], chosen: _Options | None, name: str) -> Response:
         try:
             if isinstance(self._role, Judge):
                 return self._completion(self._judge(self._role, messages))
-            return self._chat(messages, msgspec.to_builtins(chosen))
+            return self._chat(self._role, messages, msgspec.to_builtins(chosen), name)
         except Lost as lost:
             if isinstance(lost, Closed):
                 with self._lock:
@@ -219,7 +259,7 @@ class Gateway:
             self._note(messages=messages, error=str(lost))
             if isinstance(self._role, Judge):
                 return self._completion(UNSCORED)
-            return _refusal(503, self._upstream.endpoint.redact(str(lost)))
+            return _refusal(lost.status, self._redact(str(lost)))
 
     def _judge(self, role: Judge, messages: list[Message]) -> str:
         """One of the verdicts, or UNSCORED. Raises Lost."""
@@ -244,27 +284,67 @@ class Gateway:
         self._count("unscored")
         return UNSCORED
 
-    def _chat(self, messages: list[Message], options: dict[str, Any]) -> Response:
-        with self._upstream.seat() as seat:
-            reply = seat.ask(messages, options)
-        self._note(messages=messages, options=options, reply=reply.content, usage=reply.usage)
-        self._count("answered")
-        return self._completion(reply.content, reply)
+    def _chat(self, role: Chat, messages: list[Message], options: dict[str, Any], name: str) -> Response:
+        """An answer of the first model under that name that gives one; what was answered before is not asked again."""
+        several = self._named.get(name, [self._upstream])
+        whose = [
+            (one, AnswerStore.key((one.endpoint.address, one.endpoint.model), messages, options)) for one in several
+        ]
+        with self._numbered(whose[0][1]) as number:
+            for upstream, key in whose:
+                if role.store and (kept := role.store.get(key, number)) is not None:
+                    self._count("cached")
+                    self._note(upstream, messages=messages, options=options, reply=kept[0], cached=True)
+                    return self._completion(kept[0], upstream, finished=kept[1])
+            for upstream, key in whose:
+                try:
+                    with upstream.seat() as seat:
+                        reply = seat.ask(messages, options)
+                except Lost as lost:
+                    if upstream is several[-1] or isinstance(lost, Closed | Unpaid):
+                        raise
+                    self._note(upstream, messages=messages, error=str(lost))
+                    continue
+                self._note(upstream, messages=messages, options=options, reply=reply.content, usage=reply.usage)
+                if role.store and reply.content.strip():
+                    self._write(role.store.put, key, number, reply.content, finished=reply.finished)
+                self._count("answered")
+                return self._completion(reply.content, upstream, reply.usage, finished=reply.finished)
+        raise AssertionError("the last one raises")
 
-    def _completion(self, content: str, reply: Reply | None = None) -> Response:
+    @contextlib.contextmanager
+    def _numbered(self, key: str) -> Iterator[int]:
+        """Which of a job's equal questions this is, from 1 on; one without an answer does not count."""
+        with self._lock:
+            number = next(number for number in itertools.count(1) if number not in self._asked[key])
+            self._asked[key].add(number)
+        try:
+            yield number
+        except Lost:
+            with self._lock:
+                self._asked[key].discard(number)
+            raise
+
+    def _completion(
+        self,
+        content: str,
+        upstream: Upstream | None = None,
+        usage: Usage = Usage(),  # noqa: B008 - frozen
+        *,
+        finished: bool = True,
+    ) -> Response:
         """A chat completion made anew: of the endpoint's own answer, headers included, nothing else passes."""
-        usage = reply.usage if reply else Usage()
         tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": content},
-            "finish_reason": "stop" if reply is None or reply.finished else "length",
+            "finish_reason": "stop" if finished else "length",
         }
         completion = {
             "id": "gateway",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": self._upstream.endpoint.model,
+            "model": (upstream or self._upstream).endpoint.model,
             "choices": [choice],
             "usage": {**tokens, "total_tokens": sum(tokens.values())},
         }
@@ -274,11 +354,11 @@ class Gateway:
         with self._lock:
             self._counts[outcome] += 1
 
-    def _note(self, **entry: Any) -> None:
-        self._write(self._transcript.write, model=self._upstream.endpoint.model, **entry)
+    def _note(self, upstream: Upstream | None = None, **entry: Any) -> None:
+        self._write(self._transcript.write, model=(upstream or self._upstream).endpoint.model, **entry)
 
-    def _write(self, write: Callable[..., None], *arguments: str, **fields: Any) -> None:
-        """A full disk takes no verdict from the job; it is reported as what it is."""
+    def _write(self, write: Callable[..., None], *arguments: Any, **fields: Any) -> None:
+        """A full disk takes no verdict and no answer from the job; it is reported as what it is."""
         try:
             write(*arguments, **fields)
         except OSError as error:

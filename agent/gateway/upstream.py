@@ -18,6 +18,7 @@ from typing import Any
 
 from agent.errors import BudgetEnded, UsageError
 from agent.llm import ChatModel, Endpoint, EndpointError, Message, Price, Reply
+from agent.money import Money, MoneySpent
 from agent.records import Usage
 
 REFUSED = (401, 402, 403, 404, 405, 429)
@@ -26,6 +27,8 @@ TOLERATED = 0.1
 """Share of the samples that may stay without an answer before the endpoint is reported as failing."""
 SHARE_OF = 20
 """Requests with an outcome before that share means anything."""
+UNFIT = (400, 413, 422)
+"""What the refusal of one request looks like, which says nothing about the next."""
 CHARACTERS = 2
 """Of a token, at least; for the cost of a prompt before it is sent."""
 
@@ -41,6 +44,7 @@ class Limits:
         failures: Samples in a row without an answer, after which the endpoint is given up.
         asks: Times that a judge is asked for a verdict, where its answers are none.
         cost: US dollars that may be spent; None for no limit.
+        money: The study's, in which what a request may cost at worst is reserved before it is sent; None for none.
         body: Longest request of the job, in bytes.
     """
 
@@ -52,11 +56,27 @@ class Limits:
     failures: int = 5
     asks: int = 3
     cost: float | None = None
+    money: Money | None = None
     body: int = 1_000_000
 
 
 class Lost(Exception):
     """A sample got no answer; the text is one line that says why and what to do."""
+
+    status = 503
+    """What the job is answered."""
+
+
+class Unfit(Lost):
+    """The endpoint refuses what this request holds; another one may be answered."""
+
+    status = 400
+
+
+class Unpaid(Lost):
+    """The study's money does not reach for it."""
+
+    status = 402
 
 
 class Closed(Lost):
@@ -73,6 +93,7 @@ class Health:
     Attributes:
         answered: Requests with an answer. lost: samples without. row: lost since the last answer.
         reason: Of the last loss. broken: why nothing more is sent; None while something is.
+        unpaid: Why the study's money did not reach for a request; None where it always did.
     """
 
     answered: int = 0
@@ -80,6 +101,7 @@ class Health:
     row: int = 0
     reason: str = ""
     broken: str | None = None
+    unpaid: str | None = None
 
     @property
     def failing(self) -> bool:
@@ -91,19 +113,28 @@ class Health:
 class Upstream:
     """One endpoint, shared by the threads of a gateway.
 
+    Args:
+        temperature: Unless a request says another.
+        various: Requests differ so much that the refusal of one says nothing about the endpoint.
+
     Raises:
         UsageError: The endpoint's URL or key is none, or its price is not known and `limits.cost` is to be held.
     """
 
-    def __init__(self, endpoint: Endpoint, price: Price, limits: Limits, temperature: float) -> None:
-        if limits.cost is not None and not _known(price, endpoint):
+    def __init__(
+        self, endpoint: Endpoint, price: Price, limits: Limits, temperature: float, *, various: bool = False
+    ) -> None:
+        limited = limits.cost is not None or (limits.money is not None and limits.money.limit is not None)
+        if limited and not _known(price, endpoint):
             raise UsageError(
                 f"the price of {endpoint.model} at {endpoint.address} is not known, so a money budget cannot be held",
                 "set its price per million tokens, or no limit on the cost",
             )
         self.endpoint, self.usage, self.health = endpoint, Usage(), Health()
-        self._price, self._limits = price, limits
+        self._price, self._limits, self._various = price, limits, various
         self._lock = threading.Lock()
+        self._one_ended = threading.Condition(self._lock)
+        self._flying = 0
         self._closed = threading.Event()
         self._reserved = self._dearest = 0.0
         self._next_start = time.monotonic()
@@ -118,6 +149,7 @@ class Upstream:
                 retries=limits.retries,
                 sleep=self._sleep,
                 temperature=temperature,
+                money=limits.money,
                 left=seat.left,
             )
             self._models.append(seat.model)
@@ -144,6 +176,8 @@ class Upstream:
     def close(self) -> None:
         """End the requests under way; no other follows."""
         self._closed.set()
+        with self._lock:
+            self._one_ended.notify_all()
         for model in self._models:
             model.abandon()
 
@@ -153,7 +187,7 @@ class Upstream:
         self._await_rate()
         reserved = self._reserve(messages)
         try:
-            reply = seat.model.complete(messages, options=options)
+            reply = self._complete(seat, messages, options)
         except (EndpointError, BudgetEnded) as error:
             raise self._lose(error) from None
         finally:
@@ -165,14 +199,40 @@ class Upstream:
             self.health.answered, self.health.row = self.health.answered + 1, 0
         return reply
 
+    def _complete(self, seat: _Seat, messages: Sequence[Message], options: Mapping[str, Any] | None) -> Reply:
+        """One answer; where the money is reserved by other requests under way, once one of them has its own."""
+        while True:
+            with self._lock:
+                self._flying += 1
+            try:
+                return seat.model.complete(messages, options=options)
+            except MoneySpent as error:
+                with self._lock:
+                    if self._flying == 1 or self._closed.is_set():
+                        raise
+                    self.usage += getattr(error, "usage", Usage())
+                    self._flying -= 1
+                    self._one_ended.wait(self._limits.patience)
+                    self._flying += 1
+                self.check()
+            finally:
+                with self._lock:
+                    self._flying -= 1
+                    self._one_ended.notify_all()
+
     def _lose(self, error: EndpointError | BudgetEnded) -> Lost:
         consumed: Usage = getattr(error, "usage", Usage())
         with self._lock:
             self.usage += consumed
             if self._closed.is_set():
                 return Closed()
+            if isinstance(error, MoneySpent):
+                self.health.unpaid = str(error)
+                return Unpaid(str(error))
             if isinstance(error, EndpointError):
                 reason = f"{error.message}: {error.hint}"
+                if self._various and error.status in UNFIT:
+                    return Unfit(reason)
             else:
                 where, base = self.endpoint.address, f"{self.endpoint.settings}_API_BASE"
                 reason = f"{where} gave no usable answer in {self._limits.patience:.4g} s: check it and {base}"

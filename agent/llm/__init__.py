@@ -1,14 +1,15 @@
 """The language model that proposes: a chat model behind any OpenAI-compatible endpoint."""
 
 from agent.llm.client import ChatModel
-from agent.llm.endpoint import Endpoint, EndpointError, Price, Secret, charge
+from agent.llm.endpoint import ContextOverflow, Endpoint, EndpointError, Price, Secret, charge
 from agent.llm.form import Message
 from agent.llm.prices import Quote, quote
-from agent.llm.reply import Reply
+from agent.llm.reply import Reply, ToolCall, asked_tools
 from agent.llm.transcript import Replay, Transcript
 
 __all__ = [
     "ChatModel",
+    "ContextOverflow",
     "Endpoint",
     "EndpointError",
     "Message",
@@ -17,7 +18,9 @@ __all__ = [
     "Replay",
     "Reply",
     "Secret",
+    "ToolCall",
     "Transcript",
+    "asked_tools",
     "charge",
     "quote",
 ]

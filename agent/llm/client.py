@@ -4,7 +4,8 @@ the endpoint ...                            then ...
 answers 429 or 5xx, or drops the line       it is asked again after a pause (Retry-After is honoured, up to a minute)
 is silent, or its reply never ends          it is cut off after `timeout` seconds and asked once more
 refuses the key, the model or the URL       EndpointError at once, which says what to set
-refuses a field of the request              it is asked without that, now and from then on
+refuses a field of the request, or tools    it is asked without that, now and from then on
+has a smaller context than the prompt       ContextOverflow: a shorter prompt may do
 writes prose, cut-off JSON or a refusal     the Reply has no data; its `problem` says why
 """
 
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent.errors import BudgetEnded, UsageError
-from agent.llm.endpoint import Endpoint, EndpointError, Price, charge
-from agent.llm.form import Form, Message
-from agent.llm.reply import Reply, find_object, first_line, plain_text, without_thinking
+from agent.llm.endpoint import ContextOverflow, Endpoint, EndpointError, Price, charge
+from agent.llm.form import Form, Message, overflows, share_that_fits
+from agent.llm.reply import Reply, find_object, first_line, plain_text, tool_calls, without_thinking
 from agent.money import Money
 from agent.records import Usage
 
@@ -67,6 +68,7 @@ class _Again(msgspec.Struct, frozen=True):
 class _Message(msgspec.Struct):
     content: str | list[Any] | None = None
     refusal: str | None = None
+    tool_calls: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -126,27 +128,31 @@ class ChatModel:
         messages: Sequence[Message],
         schema: dict[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        role: str = "",
     ) -> Reply:
         """Ask once; with `schema`, the reply's data is a JSON object (which the caller still has to validate).
 
-        `options` are further fields of the request, as `max_tokens`.
+        `options` are further fields of the request, as `max_tokens`. Where the endpoint knows `tools`, the reply may
+        ask for some of them (`Reply.calls`) in place of an answer. `role` is for a replay in this one's place.
 
-        Raises: EndpointError where the endpoint cannot be used; BudgetEnded where the call's time is over or the
-            study's money spent. These, and KeyboardInterrupt too, carry in `usage` what all attempts consumed.
+        Raises: EndpointError where the endpoint cannot be used, ContextOverflow where the prompt is too long for it;
+            BudgetEnded where the call's time is over or the study's money spent. These, and KeyboardInterrupt too,
+            carry in `usage` what all attempts consumed.
         """
         form = self._form if schema else msgspec.structs.replace(self._form, modes=("text",))
-        said = [{**message, "content": self.endpoint.redact(message["content"])} for message in messages]
+        said = [self.endpoint.redacted(message) for message in messages]
         asked = self._options | self._bounded(options or {})
         usage, failures, timeouts = Usage(), 0, 0
         try:
             while True:
-                request = form.request(self.endpoint.model, said, schema, asked)
+                request = form.request(self.endpoint.model, said, schema, asked, tools)
                 answer, used = self._paid(form, request, asked)
                 usage += used
                 match self._judge(answer, form, request, wants_data=schema is not None):
                     case Reply() as reply:
                         self._form = form if schema else msgspec.structs.replace(form, modes=self._form.modes)
-                        return msgspec.structs.replace(reply, usage=usage)
+                        return msgspec.structs.replace(reply, usage=usage, prompt_tokens=used.prompt_tokens)
                     case Form() as form:
                         continue
                     case EndpointError() as refusal:
@@ -264,14 +270,18 @@ class ChatModel:
         if isinstance(answer, _Lost):
             return _Again(self.endpoint.redact(answer.reason), timed_out=answer.timed_out)
         said = self.endpoint.redact(_error_text(answer.body))[:MAX_QUOTE]
+        if answer.status != 200 and (easier := form.easier(request, answer.status, said)):
+            return easier
         misplaced = answer.status in (404, 405) and "model" not in said.lower()
         web_page = answer.status == 200 and answer.body.lstrip().startswith(b"<")
         if (misplaced or web_page) and len(form.urls) > 1:
             return msgspec.structs.replace(form, urls=form.urls[1:], page=said if web_page else "")
         if answer.status == 200:
-            return self._reply(answer.body, wants_data) or _Again(f"an unreadable answer: {said}")
-        if easier := form.easier(request, answer.status, said):
-            return easier
+            return self._reply(answer.body, wants_data, tools="tools" in request) or _Again(
+                f"an unreadable answer: {said}"
+            )
+        if overflows(answer.status, said):
+            return self._too_long(answer.status, said)
         passing = answer.status in (408, 409, 425, 429) or answer.status >= 500
         if passing and "insufficient_quota" not in said:
             return _Again(f"{answer.status} {said}", after=_retry_after(answer.headers))
@@ -279,7 +289,7 @@ class ChatModel:
         refusal.status = answer.status
         return refusal
 
-    def _reply(self, body: bytes, wants_data: bool) -> Reply | None:
+    def _reply(self, body: bytes, wants_data: bool, *, tools: bool) -> Reply | None:
         """The reply in a chat completion; None if it is none."""
         try:
             choice = msgspec.json.decode(body, type=_Completion).choices[0]
@@ -287,12 +297,14 @@ class ChatModel:
             return None
         content = self.endpoint.redact(plain_text(choice.message.content))
         text = without_thinking(content)
+        if tools and (calls := tool_calls(self.endpoint.redacted(choice.message.tool_calls))):
+            return Reply(text=text, data=None, usage=Usage(), calls=calls)
         if not wants_data:
             finished = choice.finish_reason != "length"
             return Reply(text=text, data=None, usage=Usage(), content=content, finished=finished)
         problem = ""
         try:
-            return Reply(text=text, data=self._redacted(find_object(text)), usage=Usage())
+            return Reply(text=text, data=self.endpoint.redacted(find_object(text)), usage=Usage())
         except ValueError as error:
             problem = str(error)
         if refusal := choice.message.refusal:
@@ -301,13 +313,14 @@ class ChatModel:
             problem += " (the reply was cut off at the endpoint's length limit)"
         return Reply(text=text, data=None, usage=Usage(), problem=problem)
 
-    def _redacted(self, data: Any) -> Any:
-        """`data` without the key, which an endpoint may have hidden behind JSON escapes."""
-        if isinstance(data, dict):
-            return {self.endpoint.redact(key): self._redacted(value) for key, value in data.items()}
-        if isinstance(data, list):
-            return [self._redacted(value) for value in data]
-        return self.endpoint.redact(data) if isinstance(data, str) else data
+    def _too_long(self, status: int, said: str) -> ContextOverflow:
+        prefix = self.endpoint.settings
+        error = ContextOverflow(
+            f"the prompt is too long for {self.endpoint.model!r} at {self.endpoint.address}: {status} {said}",
+            f"set {prefix}_MODEL to a model with a longer context, or FT_CONTEXT_TOKENS to less",
+        )
+        error.status, error.fits = status, share_that_fits(said)
+        return error
 
     def _refusal(self, status: int, said: str, *, misplaced: bool, page: str) -> EndpointError:
         where, prefix = self.endpoint.address, self.endpoint.settings

@@ -94,6 +94,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         """`text` without the key."""
         return self.key.hide_in(text) if self.key else text
 
+    def redacted(self, data: Any) -> Any:
+        """JSON `data` without the key, which an endpoint may have hidden behind JSON escapes."""
+        if isinstance(data, dict):
+            return {self.redact(str(key)): self.redacted(value) for key, value in data.items()}
+        if isinstance(data, list):
+            return [self.redacted(value) for value in data]
+        return self.redact(data) if isinstance(data, str) else data
+
     def urls(self) -> tuple[str, str]:
         """The base URL to try first, and its other form (without or with `/v1`); UsageError if it is none."""
         try:
@@ -123,6 +131,12 @@ class EndpointError(MachineError):
         super().__init__(message, hint)
         self.usage = Usage()
         self.status: int | None = None
+
+
+class ContextOverflow(EndpointError):
+    """The prompt is longer than the model's context; `fits` is the share of it that would do, as far as was said."""
+
+    fits: float = 0.5
 
 
 def charge(error: BaseException, usage: Usage) -> None:

@@ -46,7 +46,8 @@ def quote(endpoint: Endpoint, given: Price, table: Path | None = None, prefix: s
     Args:
         given: The user's price. Half of one is completed from a table.
         table: The user's own file of prices.
-        prefix: Of the settings that hold a price for this endpoint ("FT_JUDGE" for FT_JUDGE_PRICE_INPUT).
+        prefix: Of the settings that hold a price for this endpoint ("FT_JUDGE" for FT_JUDGE_PRICE_INPUT); empty where
+            none do.
 
     Raises:
         UsageError: The price is not known, or `table` cannot be read.
@@ -65,9 +66,10 @@ def quote(endpoint: Endpoint, given: Price, table: Path | None = None, prefix: s
             return Quote(price=price, source=f"{mine}{file.name}{f' of {date}' if date else ''}")
     if endpoint.local and given == Price():
         return Quote(price=Price(input=0.0, output=0.0), source="a private address")
+    own = f"set {names} (US dollars per million tokens; 0 where nobody is billed), or " if prefix else ""
     raise UsageError(
         f"the price of {endpoint.model} at {endpoint.address} is not known",
-        f"set {names} (US dollars per million tokens; 0 where nobody is billed), or name a file of prices in FT_PRICES",
+        f"{own}name a file of prices in FT_PRICES",
     )
 
 

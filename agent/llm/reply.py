@@ -14,6 +14,18 @@ from agent.records import Usage
 MAX_ATTEMPTS = 100  # braces in prose that are tried as the beginning of an object
 
 
+MAX_CALLS = 8  # tools that one reply may ask for
+MAX_ARGUMENTS = 4_000  # characters of one call's arguments
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that the model wants to be run; all of it is the model's text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """What the model said.
 
@@ -24,6 +36,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         problem: Why there is no data, in one line; empty where nothing is wrong.
         content: The whole content, the `<think>` part included; only where no data was asked for.
         finished: False where it was cut off at the endpoint's length limit; only where no data was asked for.
+        calls: Tools that it wants first; then there is no data yet, and no problem either.
+        prompt_tokens: What the endpoint counted for the prompt that was answered; 0 if it did not say.
     """
 
     text: str
@@ -32,6 +46,57 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
     content: str = ""
     finished: bool = True
+    calls: tuple[ToolCall, ...] = ()
+    prompt_tokens: int = 0
+
+
+def tool_calls(value: object) -> tuple[ToolCall, ...]:
+    """The calls in a message's `tool_calls`, which may hold anything; what is no call has an empty name.
+
+    Arguments that are a JSON object, as some endpoints give them, are written as text.
+    """
+    found = []
+    for number, entry in enumerate(value[:MAX_CALLS] if isinstance(value, list) else (), start=1):
+        call = entry if isinstance(entry, dict) else {}
+        function = call.get("function")
+        function = function if isinstance(function, dict) else {}
+        name, arguments, id_ = function.get("name"), function.get("arguments"), call.get("id")
+        if not isinstance(arguments, str):
+            arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False, default=str)
+        found.append(
+            ToolCall(
+                id=_clean(id_, 80) or f"call_{number}",
+                name=_clean(name, 80),
+                arguments=arguments[:MAX_ARGUMENTS].encode("utf-8", "replace").decode(),
+            )
+        )
+    return tuple(found)
+
+
+def _clean(value: object, limit: int) -> str:
+    """A name as endpoints take it back: letters, digits, "_" and "-"."""
+    return re.sub(r"[^A-Za-z0-9_-]", "", value)[:limit] if isinstance(value, str) else ""
+
+
+def asked_tools(reply: Reply) -> dict[str, Any]:
+    """The assistant's message that asks for tools, in a form that every endpoint reads back."""
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name or "unknown", "arguments": _an_object(call.arguments)},
+        }
+        for call in reply.calls
+    ]
+    return {"role": "assistant", "content": reply.text, "tool_calls": calls}
+
+
+def _an_object(arguments: str) -> str:
+    """`arguments`, or an empty object: chat templates fail at what is no JSON."""
+    try:
+        return arguments if isinstance(json.loads(arguments), dict) else "{}"
+    except (ValueError, RecursionError):
+        return "{}"
 
 
 def plain_text(content: str | list[Any] | None) -> str:

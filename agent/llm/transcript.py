@@ -1,9 +1,10 @@
 """The transcript of all that a language model was asked and said, and its replay without network.
 
-One JSON object a line: `role` is who asked ("propose"), `turn` of `turns` says where in a conversation it was said,
-`problems` why the reply was of no use. Texts hold no keys.
+One JSON object a line: `role` is what was asked for ("propose", "mend", "reflect"), `turn` of `turns` says where in a
+conversation it was said, `calls` which tools the reply wants first, `problems` why it is of no use. No key is kept.
 
-A replay answers by order and role: the n-th question of a role gets the n-th recorded reply. What was broken off (an
+A replay answers by order and role: the n-th question of a role gets the n-th recorded reply; tools are run again, and
+what they say goes into the next prompt. What was broken off (an
 endpoint that failed, Ctrl-C, a kill) was asked again when it was recorded, so it is passed over. The prompts need not
 be equal, since they hold times and what is left of the budget; but a reply to a first question never answers a second
 one, and a prompt that differs in more than its numbers is told, with the first line that does.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ import msgspec
 from agent.errors import BudgetEnded, MachineError, StudyError, UsageError
 from agent.llm.endpoint import Endpoint
 from agent.llm.form import Message
-from agent.llm.reply import Reply, find_object
+from agent.llm.reply import Reply, ToolCall, find_object
 from agent.records import Usage
 
 QUOTE = 160  # characters of a line that differs
+AGENT = ("propose", "mend", "reflect")
+"""What the model that proposes is asked for."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         time: Seconds since the epoch. turn: from 1 on. turns: the most that this conversation may have.
+        calls: Tools that the reply asks for before it answers.
         problem: Why the reply held no data. problems: why it was of no use, as the model was told.
         error: Why there is no reply.
     """
@@ -45,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn: int = 1
     turns: int = 1
     reply: str | None = None
+    calls: list[ToolCall] = []
     problem: str = ""
     problems: list[str] = []
     usage: Usage = Usage()
@@ -53,7 +59,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def last(self) -> bool:
         """Whether its conversation ended with it."""
-        return not self.problems or self.turn >= self.turns
+        return not self.calls and (not self.problems or self.turn >= self.turns)
 
 
 class Transcript:
@@ -67,8 +73,7 @@ class Transcript:
         """Append one entry, without the endpoint's key; MachineError where the file cannot be written."""
         if self._path is None:
             return
-        redact = self._endpoint.redact
-        said = [{**message, "content": redact(message["content"])} for message in messages]
+        said = self._endpoint.redacted(list(messages))
         line = msgspec.json.encode(Entry(time=time.time(), model=self._endpoint.model, messages=said, **entry))
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,23 +84,24 @@ class Transcript:
 
 
 class Replay:
-    """Answers as one role's recorded model did; takes the place of `agent.llm.ChatModel`.
+    """Answers as the recorded model did in some roles; takes the place of `agent.llm.ChatModel`.
 
     Args:
         path: A transcript, as a study leaves it (`transcript.jsonl`).
         say: Told which prompts differ from the recorded ones.
 
     Raises:
-        UsageError: The file is no transcript, or holds no reply to this role.
+        UsageError: The file is no transcript, or holds no reply to these roles.
     """
 
-    def __init__(self, path: Path, role: str = "propose", say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, path: Path, roles: Sequence[str] = AGENT, say: Callable[[str], None] = lambda _: None) -> None:
         self._path = path
         self._say = say
-        self._entries = _whole((line, entry) for line, entry in read(path) if entry.role == role)
-        self._asked = 0
+        self._entries = _whole((line, entry) for line, entry in read(path) if entry.role in roles)
+        self._asked: Counter[str] = Counter()
         if not self._entries:
-            raise UsageError(f"{path} holds no reply for {role!r}", "name the transcript.jsonl of a study")
+            names = ", ".join(map(repr, roles))
+            raise UsageError(f"{path} holds no reply for {names}", "name the transcript.jsonl of a study")
         self.endpoint = Endpoint(model=self._entries[0][1].model, base_url="http://replay.localhost")
 
     @property
@@ -108,24 +114,35 @@ class Replay:
         messages: Sequence[Message],
         schema: dict[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        role: str = AGENT[0],
     ) -> Reply:
-        """The next recorded reply, which costs nothing.
+        """The next reply that was recorded in a role, which costs nothing.
 
         Raises: BudgetEnded where none is left; StudyError where it answers another turn of a conversation.
         """
-        if self._asked == len(self._entries):
-            raise BudgetEnded(f"the replay of {self._path} is at its end, after {self._asked} replies")
-        line, entry = self._entries[self._asked]
-        self._asked += 1
-        self._compare(f"call {self._asked} of {self._path} (line {line})", entry.messages, messages)
+        recorded = [found for found in self._entries if found[1].role == role]
+        if (asked := self._asked[role]) == len(recorded):
+            raise BudgetEnded(f"the replay of {self._path} is at its end, after {asked} replies")
+        line, entry = recorded[asked]
+        self._asked[role] += 1
+        self._compare(f"call {asked + 1} of {self._path} (line {line})", entry.messages, messages)
         text = entry.reply or ""
-        if schema is None:
-            return Reply(text=text, data=None, usage=Usage(), content=text)
+        counted = entry.usage.prompt_tokens if entry.usage.calls == 1 else 0
+        if schema is None or entry.calls:
+            return Reply(
+                text=text,
+                data=None,
+                usage=Usage(),
+                content=text,
+                calls=tuple(entry.calls),
+                prompt_tokens=counted,
+            )
         try:
             data, problem = (None, entry.problem) if entry.problem else (find_object(text), "")
         except ValueError as error:
             data, problem = None, str(error)
-        return Reply(text=text, data=data, usage=Usage(), problem=problem)
+        return Reply(text=text, data=data, usage=Usage(), problem=problem, prompt_tokens=counted)
 
     def _compare(self, call: str, recorded: Sequence[Message], asked: Sequence[Message]) -> None:
         if len(recorded) != len(asked):

@@ -5,10 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-from agent.records import History, Lesson, Proposal, Recipe, Trial
+import msgspec
+
+from agent.records import History, Lesson, Mode, Proposal, Recipe, Trial
 
 Check = Callable[[Recipe], list[str]]
 """Problems of a recipe, each one line that says what is wrong and what to write instead; empty if it may run."""
+
+
+class Directive(msgspec.Struct, frozen=True):
+    """What kind of attempt comes next, on which trial it builds (None: on none), and why, in words for the author."""
+
+    mode: Mode
+    parent: int | None
+    why: str
+
+
+Policy = Callable[[History], Directive]
+"""Decides the next attempt's kind and parent from what was tried."""
 
 
 class Proposer(Protocol):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import msgspec
 
 from agent.prompts import clip, one_line
-from agent.records import Comparison, History, Proposal, Score, Trial, Value
+from agent.records import Comparison, History, Proposal, Recipe, Score, Trial, Value
 
 TAIL = 1_200  # characters of a failed job's log, in full detail
 RECIPE = 1_500  # characters of a recipe
@@ -34,7 +35,7 @@ def best_text(history: History) -> str:
     best = next((trial for trial in history.trials if trial.number == history.best), None)
     if best is None:
         return "the base model, still unbeaten"
-    recipe = clip(recipe_text(best.trained.train), RECIPE) if best.trained else "unknown"
+    recipe = "; ".join(recipe_lines(best.trained)) if best.trained else "recipe unknown"
     return f"trial {best.number}: {scores_text(history.incumbent[1])}, with {recipe}"
 
 
@@ -57,6 +58,26 @@ def recipe_text(train: Mapping[str, Value]) -> str:
     return json.dumps(dict(sorted(train.items())), ensure_ascii=False)
 
 
+def recipe_lines(recipe: Recipe) -> list[str]:
+    """What defines a training, a line each: keys, data steps, and that there is a script, which is told elsewhere."""
+    lines = [f"recipe: {clip(recipe_text(recipe.train), RECIPE)}"]
+    if recipe.data:
+        lines.append(f"data: {clip(json.dumps(recipe.data, ensure_ascii=False, default=str), RECIPE)}")
+    if recipe.script:
+        digest = hashlib.sha256(recipe.script.encode("utf-8", "replace")).hexdigest()[:8]
+        lines.append(f"script: {len(recipe.script.splitlines())} lines ({digest})")
+    return lines
+
+
+def children_text(history: History, parent: int) -> str:
+    """What was built on a trial already, a line each."""
+    return "\n".join(
+        _in_a_line(trial, history.estimate(trial))
+        for trial in history.trials
+        if trial.proposal is not None and trial.proposal.parent == parent
+    )
+
+
 def pending_text(pending: Sequence[Proposal]) -> str:
     """The proposals that are still running."""
     return "\n".join(
@@ -69,13 +90,16 @@ def in_effect(train: Mapping[str, Value], defaults: Defaults) -> dict[str, Value
     return {**defaults(train), **{key: value for key, value in train.items() if value is not None}}
 
 
-def trials_text(history: History, defaults: Defaults, limit: int, *, logs: bool = True) -> str:
+def trials_text(
+    history: History, defaults: Defaults, limit: int, *, logs: bool = True, whole: Set[int] = frozenset()
+) -> str:
     """All finished trials in at most about `limit` characters.
 
     The newest are told in full, older ones in a line each, the oldest not at all; the best is always told in full.
 
     Args:
         logs: Whether what a failed training said is told; its log may quote rows of its data.
+        whole: Further trials that are always told in full.
     """
     recipes = {trial.number: trial.proposal.recipe.train for trial in history.trials if trial.proposal}
     told: list[str] = []
@@ -83,7 +107,7 @@ def trials_text(history: History, defaults: Defaults, limit: int, *, logs: bool 
     for trial in reversed(history.trials):
         full = _in_full(trial if logs else _silenced(trial), recipes, defaults)
         # Half of the room is for full accounts; the best's is never shortened away.
-        if trial.number == history.best or len(full) <= left - limit // 2:
+        if trial.number == history.best or trial.number in whole or len(full) <= left - limit // 2:
             text = full
         elif len(line := _in_a_line(trial, history.estimate(trial))) <= left:
             text = line
@@ -119,9 +143,13 @@ def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults:
         lines += [
             f"  hypothesis: {one_line(proposal.hypothesis, PROSE)}",
             f"  change: {one_line(proposal.change, PROSE)}",
-            f"  recipe: {clip(recipe_text(proposal.recipe.train), RECIPE)}",
-            f"  against {against}: {clip(changed, RECIPE) or 'no difference'}",
+            *(f"  {line}" for line in recipe_lines(proposal.recipe)),
+            f"  against {against}: {clip(changed, RECIPE) or 'no key differs'}",
         ]
+    if trial.data is not None and trial.data.summary:
+        mended = f", script mended {trial.data.repairs} times" if trial.data.repairs else ""
+        lines.append(f"  data work: {trial.data.rows:,} rows{mended}")
+        lines += [f"    | {line}" for line in clip(trial.data.summary.strip(), TAIL).splitlines()]
     if trial.checkpoint is not None and trial.checkpoint.why:
         lines.append(f"  changed before the training: {one_line(trial.checkpoint.why, PROSE)}")
     if trial.comparison is not None:
@@ -134,9 +162,12 @@ def _in_full(trial: Trial, recipes: Mapping[int, Mapping[str, Value]], defaults:
         if trial.failure.tail:
             tail = clip(trial.failure.tail.strip(), TAIL, keep_end=True)
             lines += ["  end of the log:", *(f"    | {line}" for line in tail.splitlines())]
-    if trial.lesson:
-        lines.append(f"  lesson: {one_line(trial.lesson, PROSE)}")
     return "\n".join(lines)
+
+
+def silenced(history: History) -> History:
+    """The history without the words of jobs that read the training data."""
+    return msgspec.structs.replace(history, trials=tuple(map(_silenced, history.trials)))
 
 
 def _silenced(trial: Trial) -> Trial:

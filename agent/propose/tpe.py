@@ -10,8 +10,10 @@ import math
 import random
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent.errors import BudgetEnded, TrialFailed
 from agent.propose import Check
@@ -36,14 +38,28 @@ class Tpe:
         space: What varies. Put the most important parameter first.
         check: Why a recipe may not run; invalid points are passed over.
         seed: Another seed gives another, equally good sequence.
+        base: What every recipe has besides: keys, data work. Then only trials that have exactly this besides teach TPE.
+        start: Recipes of the space-filling start. skip: how many of its points are passed over.
     """
 
     name = "tpe"
 
-    def __init__(self, space: Space, check: Check, seed: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        check: Check,
+        seed: int,
+        *,
+        base: Recipe | None = None,
+        start: int = START,
+        skip: int = 0,
+    ) -> None:
         self._space = space
         self._check = check
         self._seed = seed
+        self._base = base
+        self._start = start
+        self._skip = skip
 
     def propose(self, history: History, pending: Sequence[Proposal]) -> Proposal:
         """The next point that was not tried before; trials outside the space are avoided but teach TPE nothing.
@@ -52,31 +68,39 @@ class Tpe:
             BudgetEnded: The space holds no more valid recipes that are new.
             TrialFailed: "proposal": of the points of the space that were looked at, none is valid.
         """
-        tried = [trial.proposal.recipe for trial in history.trials if trial.proposal]
-        tried += [proposal.recipe for proposal in pending]
-        within = sum(self._space.restrict(recipe.train) is not None for recipe in tried)
-        means = {history.estimate(trial) for trial in self._known(history)} - {None}
-        # While all scores are equal (often 0), a model of them would follow noise: keep covering the space.
-        start = within < START or len(means) < 2
-        points = design(self._space, self._seed) if start else self._ask(history, pending)
+        tried = recipes(history, pending)
+        within = sum(self._values(recipe) is not None for recipe in tried)
+        start = within < self._start or not self._stands_out(history)
+        filling = itertools.islice(design(self._space, self._seed), self._skip, None)
+        points = filling if start else self._ask(history, pending)
         drawn = itertools.islice(points, ATTEMPTS + len(tried))
         swept = itertools.islice(sweep(self._space, self._seed), SWEEP + len(tried))
-        problems: list[str] = []
-        for draw, values in enumerate(itertools.chain(drawn, swept)):
-            recipe = Recipe(train={**self._space.fixed, **values})
-            if recipe in tried:
-                continue
-            found = self._check(recipe)
-            if not found:
-                why = self._why(history, within, start=start, swept=draw >= ATTEMPTS + len(tried))
-                return self._describe(recipe, values, history, why)
-            problems = found
-        if problems and not within:
-            raise TrialFailed(
-                "proposal", f"the search space holds no valid recipe; the last one's problem: {'; '.join(problems)}"
-            )
-        every = "every valid recipe" if problems else "every recipe"
-        raise BudgetEnded(f"the search space is exhausted: {every} in it was tried")
+        found = first_new(itertools.chain(drawn, swept), self._recipe, self._check, tried, known=within > 0)
+        why = self._why(history, within, start=start, swept=found.draw >= ATTEMPTS + len(tried))
+        return describe(found, history, f"{why}: ", self.name)
+
+    def _stands_out(self, history: History) -> bool:
+        """Whether a score is above others: while all are equal (often 0), a model of them would follow noise.
+
+        The others are those of the space; of a part of it, which a base makes, all those of the study.
+        """
+        known = self._known(history)
+        mine = [mean for trial in known if (mean := history.estimate(trial)) is not None]
+        among = history.trials if self._base else known
+        others = [mean for trial in among if (mean := history.estimate(trial)) is not None]
+        return bool(mine) and max(mine) > min(others)
+
+    def _recipe(self, values: dict[str, Value]) -> Recipe:
+        """The whole recipe of a point."""
+        base = self._base or Recipe(train={})
+        return msgspec.structs.replace(base, train={**base.train, **self._space.fixed, **values})
+
+    def _values(self, recipe: Recipe) -> dict[str, Value] | None:
+        """The point of a recipe; None where it lies outside the space, or differs from the base in more."""
+        values = self._space.restrict(recipe.train)
+        if values is None or self._base is None:
+            return values
+        return values if self._recipe(values) == recipe else None
 
     def _ask(self, history: History, pending: Sequence[Proposal]) -> Iterator[dict[str, Value]]:
         """Points from TPE: multivariate, grouped by what is conditional; each unused one repels the next."""
@@ -117,7 +141,7 @@ class Tpe:
 
     def _known(self, history: History) -> list[Trial]:
         """The trials inside the space."""
-        return [t for t in history.trials if t.proposal and self._space.restrict(t.proposal.recipe.train) is not None]
+        return [t for t in history.trials if t.proposal and self._values(t.proposal.recipe) is not None]
 
     def _tell(
         self, study: optuna.Study, proposal: Proposal, state: optuna.trial.TrialState, mean: float | None = None
@@ -125,7 +149,7 @@ class Tpe:
         """Add an earlier trial to the study, unless it lies outside the space."""
         import optuna
 
-        values = self._space.restrict(proposal.recipe.train)
+        values = self._values(proposal.recipe)
         if values is None:
             return
         domains = {p.key: _distribution(p.domain) for p in self._space.parameters if p.key in values}
@@ -135,25 +159,75 @@ class Tpe:
         """How a point was found."""
         if swept:
             return "One of the last recipes of the search space"
-        if start and within < START:
-            return f"Space-filling start {within + 1} of {START}"
+        if start and within < self._start:
+            return f"Space-filling start {within + 1} of {self._start}"
         if start:
             return f"Space-filling, point {within + 1}: no score stands out yet"
         means = {trial.number: history.estimate(trial) for trial in self._known(history)}
         best, near = max((mean, -number) for number, mean in means.items() if mean is not None)
         return f"TPE, after {len(history.trials)} trials (the best, trial {-near}, scored {best:.3f})"
 
-    def _describe(self, recipe: Recipe, values: dict[str, Value], history: History, why: str) -> Proposal:
-        best = next((trial for trial in history.trials if trial.number == history.best), None)
-        before = best.proposal.recipe.train if best and best.proposal else {}
-        change = {key: value for key, value in values.items() if before.get(key) != value}
-        return Proposal(
-            hypothesis=f"{why}: {_words(values)}",
-            change=_words(change),
-            recipe=recipe,
-            author=self.name,
-            parent=history.best,
+
+class Point(msgspec.Struct, frozen=True):
+    """A recipe that is new and may run, the values in it that vary, and which of the points looked at it was."""
+
+    recipe: Recipe
+    values: dict[str, Value]
+    draw: int
+
+
+def recipes(history: History, pending: Sequence[Proposal]) -> list[Recipe]:
+    """All recipes that were tried, or are being tried."""
+    tried = [trial.proposal.recipe for trial in history.trials if trial.proposal]
+    return [*tried, *(proposal.recipe for proposal in pending)]
+
+
+def first_new(
+    points: Iterable[dict[str, Value]],
+    recipe_of: Callable[[dict[str, Value]], Recipe],
+    check: Check,
+    tried: Sequence[Recipe],
+    *,
+    known: bool,
+) -> Point:
+    """The first of the points whose recipe is new and may run.
+
+    Args:
+        known: Whether any recipe of this space was tried, so that there are valid ones.
+
+    Raises:
+        BudgetEnded: None is new and valid.
+        TrialFailed: "proposal": none is valid, nor ever was.
+    """
+    problems: list[str] = []
+    for draw, values in enumerate(points):
+        recipe = recipe_of(values)
+        if recipe in tried:
+            continue
+        found = check(recipe)
+        if not found:
+            return Point(recipe, values, draw)
+        problems = found
+    if problems and not known:
+        raise TrialFailed(
+            "proposal", f"the search space holds no valid recipe; the last one's problem: {'; '.join(problems)}"
         )
+    every = "every valid recipe" if problems else "every recipe"
+    raise BudgetEnded(f"the search space is exhausted: {every} in it was tried")
+
+
+def describe(point: Point, history: History, why: str, author: str) -> Proposal:
+    """The proposal of a point; `why` opens its hypothesis."""
+    best = next((trial for trial in history.trials if trial.number == history.best), None)
+    before = best.proposal.recipe.train if best and best.proposal else {}
+    change = {key: value for key, value in point.values.items() if before.get(key) != value}
+    return Proposal(
+        hypothesis=f"{why}{in_words(point.values)}",
+        change=in_words(change),
+        recipe=point.recipe,
+        author=author,
+        parent=history.best,
+    )
 
 
 def design(space: Space, seed: int) -> Iterator[dict[str, Value]]:
@@ -231,7 +305,7 @@ def _distribution(domain: Float | Int | Choice) -> optuna.distributions.BaseDist
     return kind(domain.low, domain.high, log=domain.log)
 
 
-def _words(values: dict[str, Value]) -> str:
+def in_words(values: Mapping[str, Value]) -> str:
     """Recipe values for people: "learning_rate 8.1e-04, finetuning_type full"."""
     parts = (f"{key} {value:.1e}" if _tiny(value) else f"{key} {value}" for key, value in values.items())
     return ", ".join(parts) or "nothing but the seed"

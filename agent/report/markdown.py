@@ -243,8 +243,14 @@ def _recipe(report: StudyReport) -> str:
     import yaml
 
     recipe = best.trained or best.proposal.recipe
-    text = yaml.safe_dump({**recipe.train, "seed": recipe.seed}, sort_keys=True, allow_unicode=False)
+    work = {"data": list(recipe.data)} if recipe.data else {}
+    text = yaml.safe_dump({**recipe.train, "seed": recipe.seed, **work}, sort_keys=True, allow_unicode=False)
     parts = ["## The winner's recipe", words.fence(text.rstrip(), "yaml")]
+    if made := best.data:
+        mended = f" (mended {words.count(made.repairs, 'time')})" if made.repairs else ""
+        script = f"by the script `process_data.py`{mended}, which lies beside the weights"
+        by = script if made.script else "by its steps"
+        parts.append(f"It was trained on {made.rows:,} rows of its own, made {by}.")
     if best.checkpoint and best.checkpoint.why:
         parts.append(f"It was changed before it was trained: {words.markdown(best.checkpoint.why, 400)}.")
     return "\n\n".join(parts)

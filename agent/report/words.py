@@ -248,8 +248,11 @@ def change(proposal: Proposal | None, limit: int = 100) -> str:
 
 def recipe(trained: Recipe | None, limit: int = 300) -> str:
     """What was really trained with, key by key, whatever the proposer called it."""
-    settings = sorted(trained.train.items()) if trained else []
-    return clean(", ".join(f"{key} {value}" for key, value in settings), limit)
+    if trained is None:
+        return ""
+    parts = [f"{key} {value}" for key, value in sorted(trained.train.items())]
+    work = ["a script"] * bool(trained.script) + [str(step.get("step")) for step in trained.data]
+    return clean(", ".join([*parts, *([f"data by {' and '.join(work)}"] if work else [])]), limit)
 
 
 def hypothesis(proposal: Proposal | None, limit: int = 200) -> str:

@@ -79,6 +79,10 @@ class Runner(Protocol):
         """Build the environment (virtual environment or image) unless it is there; MachineError if it cannot."""
         ...
 
+    def refuses(self) -> str:
+        """Why jobs that are not trusted are refused here; empty where they are run."""
+        ...
+
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
         """Run to the end. Nothing of the job outlives this call, however it ends, KeyboardInterrupt included."""
         ...

@@ -122,6 +122,12 @@ class DockerRunner:
         elif not is_there(self._client, self.environment_image(environment)):
             build(self._client, environment, self._build_arguments, self._build_network, say)
 
+    def refuses(self) -> str:
+        """Why code that nobody reviewed is not run; empty where this engine can hold it."""
+        with _engine_trouble_raised("ask what it can enforce"):
+            missing = weaknesses(self._known_engine())
+        return f"this Docker engine cannot hold it: it has no {', no '.join(missing)}" if missing else ""
+
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
         """Run to the end. Nothing of the job outlives this call, however it ends, KeyboardInterrupt included."""
         name = f"ftloop-{re.sub(r'[^A-Za-z0-9_.-]', '-', job.name)}-{secrets.token_hex(3)}"
@@ -192,14 +198,18 @@ class DockerRunner:
     def _image(self, environment: EnvironmentName) -> str:
         return (environment == "train" and self._update) or self.environment_image(environment)
 
+    def _known_engine(self) -> Mapping[str, Any]:
+        if self._engine is None:
+            self._engine = self._client.info()
+        return self._engine
+
     def _create(self, job: Job, name: str) -> Container:
         uid, gid = job_user()
         hand_over(job, uid, gid)
         image = self._image(job.environment)
         with _engine_trouble_raised(f"make a container of {image} for {job.name}"):
-            if self._engine is None:
-                self._engine = self._client.info()
-            if job.untrusted and (missing := weaknesses(self._engine)):
+            engine = self._known_engine()
+            if job.untrusted and (missing := weaknesses(engine)):
                 raise MachineError(
                     f"this Docker engine cannot hold code that nobody reviewed: it has no {', no '.join(missing)}",
                     "use an engine with cgroups and seccomp (not a rootless one on cgroup v1)",
@@ -209,7 +219,7 @@ class DockerRunner:
                 image,
                 user=f"{uid}:{gid}",
                 owner=owner.this_process(),
-                engine=self._engine,
+                engine=engine,
                 limits=self._limits,
                 gpus=self._gpus,
                 visible=os.environ.get("CUDA_VISIBLE_DEVICES"),

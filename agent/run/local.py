@@ -77,6 +77,12 @@ class LocalRunner:
         """Build the virtual environment unless it is there; MachineError if it cannot."""
         self._environments.ready(environment, say)
 
+    def refuses(self) -> str:
+        """Why code that nobody reviewed is not run; empty where it was allowed."""
+        return (
+            "" if self._unsafe else "without a container nothing confines it (--unsafe-local would run it all the same)"
+        )
+
     def run(self, job: Job, watch: Watch | None = None) -> Outcome:
         """Run to the end. Nothing of the job outlives this call, however it ends, KeyboardInterrupt included."""
         if job.untrusted and not self._unsafe:

@@ -20,9 +20,19 @@ from typing import Any
 import msgspec
 
 from agent.records import Scalar, Value
-from scenarios.finetune.keys import OPEN, SCHEDULER_OPTIONS, Bounds, Open, why_closed
+from scenarios.finetune.keys import NO_STAGES, OPEN, SCHEDULER_OPTIONS, Bounds, Open, why_closed, why_unavailable
 
 MODULES = re.compile(r"[A-Za-z_][\w.]*(\s*,\s*[A-Za-z_][\w.]*)*")
+STAGE_NEEDS = {
+    "dpo": "pairs of a chosen and a rejected answer",
+    "kto": "answers labelled true or false, some of each",
+}
+LOSS_KEYS = {  # keys of stage dpo -> the losses that read them
+    "pref_bco_weight": ("sigmoid",),
+    "dpo_label_smoothing": ("sigmoid",),
+    "simpo_gamma": ("simpo",),
+}
+SPECIAL = ("galore", "apollo", "badam", "adam_mini", "muon")  # optimizers of LLaMA-Factory's own, by their key use_*
 MOST_KEYS = 100  # an answer with more is no recipe; keeps the check fast on anything that a model may write
 
 
@@ -73,7 +83,7 @@ def problems(train: Mapping[str, Value], bounds: Bounds, known: Arguments | None
         if value is not None:
             typed[key] = value
             found += _out_of_bounds(key, value, OPEN[key], known[key].choices, bounds)
-    for rule in (_methods, _precision, _data, _schedule):
+    for rule in (_stages, _methods, _special, _precision, _data, _schedule):
         found += rule(typed, bounds)
     return found
 
@@ -160,6 +170,8 @@ def _out_of_bounds(key: str, value: Value, rule: Open, declared: tuple[Scalar, .
     if choices and value not in choices:
         near = difflib.get_close_matches(str(value)[:80], map(str, choices), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
+        if key == "stage" and value in NO_STAGES:
+            hint = f": {NO_STAGES[value]}"
         yield f"{key}: {_show(value)} is none of {', '.join(map(str, choices))}{hint}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
@@ -183,12 +195,34 @@ def _out_of_bounds(key: str, value: Value, rule: Open, declared: tuple[Scalar, .
             yield f"{key}: must be {words} {limit:g}{why if limit == high else ''}, is {value:g}"
 
 
+def _stages(train: Mapping[str, Value], bounds: Bounds) -> Iterator[str]:
+    """Stages that the data do not allow, and keys of one stage with another."""
+    stage = str(train.get("stage", "sft"))
+    if stage in STAGE_NEEDS and stage not in bounds.stages:
+        yield f"stage: {stage} needs {STAGE_NEEDS[stage]}; these data can be trained with {', '.join(bounds.stages)}"
+        return
+    for key in train:
+        rule = OPEN[key]
+        if why := why_unavailable(rule, bounds):
+            yield f"{key}: {why}; leave it out"
+        elif rule.stages and stage not in rule.stages:
+            possible = [f"stage: {name}" for name in rule.stages if name in bounds.stages]
+            hint = f", or train with {' or '.join(possible)}" if possible else ""
+            yield f"{key}: has no effect with stage: {stage}; leave it out{hint}"
+    loss = str(train.get("pref_loss", "sigmoid"))
+    for key, losses in LOSS_KEYS.items():
+        if key in train and stage == "dpo" and loss not in losses:
+            yield f"{key}: has no effect with pref_loss: {loss}; leave it out, or use {' or '.join(losses)}"
+
+
 def _methods(train: Mapping[str, Value], bounds: Bounds) -> Iterator[str]:
     """Keys of one method with another: LLaMA-Factory ignores most of them without a word."""
     method = train.get("finetuning_type", "lora")
     for key in train:
-        if (needed := OPEN[key].method) and needed != method:
-            yield f"{key}: has no effect with finetuning_type: {method}; leave it out, or train with {needed}"
+        rule = OPEN[key]
+        if rule.methods and method not in rule.methods and why_unavailable(rule, bounds) is None:
+            wanted = " or ".join(rule.methods)
+            yield f"{key}: has no effect with finetuning_type: {method}; leave it out, or train with {wanted}"
     if train.get("freeze_trainable_layers") == 0:
         yield "freeze_trainable_layers: 0 would train no layer; use 2 for the last two, -2 for the first two"
     if train.get("use_muon") and "loraplus_lr_ratio" in train:
@@ -201,6 +235,20 @@ def _methods(train: Mapping[str, Value], bounds: Bounds) -> Iterator[str]:
         yield "eaft_alpha: has no effect without use_eaft_loss: true"
     if train.get("label_smoothing_factor") and (train.get("use_dft_loss") or train.get("use_eaft_loss")):
         yield "label_smoothing_factor: has no effect with another loss; leave one of them out"
+
+
+def _special(train: Mapping[str, Value], bounds: Bounds) -> Iterator[str]:
+    """What LLaMA-Factory refuses to combine once it runs: GaLore and its like, and quantized models."""
+    used = [name for name in SPECIAL if train.get(f"use_{name}")]
+    if len(used) > 1:
+        yield f"use_{used[1]}: cannot be combined with use_{used[0]}; leave one of them out"
+    for key in train:
+        if (name := key.split("_")[0]) in SPECIAL and name not in used:
+            yield f"{key}: has no effect without use_{name}: true"
+    if {"galore", "apollo"} & set(used) and train.get("optim", "adamw_torch") not in ("adamw_torch", "adafactor"):
+        yield f"optim: use_{used[0]} needs adamw_torch or adafactor, is {train['optim']}"
+    if "double_quantization" in train and "quantization_bit" not in train:
+        yield "double_quantization: has no effect without quantization_bit"
 
 
 def _precision(train: Mapping[str, Value], bounds: Bounds) -> Iterator[str]:

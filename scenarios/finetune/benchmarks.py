@@ -19,6 +19,7 @@ from agent.errors import UsageError
 from agent.resources import resource
 from scenarios.finetune import rows
 from scenarios.finetune.asked import asked_texts, normalised
+from scenarios.finetune.compass_configs import require_config
 from scenarios.finetune.demo import BENCHMARK_FILE
 from scenarios.finetune.files import replacing
 from scenarios.finetune.registry import EXECUTED, JUDGED, REGISTRY, Engine, Entry, Source
@@ -109,6 +110,8 @@ def require_known(name: str, setting: str = "FT_BENCHMARK_DATASETS") -> None:
         if not re.fullmatch(r"\w[\w-]*([./]\w[\w-]*)*", name.split(":", 1)[1]):
             kind = "an OpenCompass config" if name.startswith("opencompass:") else "an lm-eval task"
             raise UsageError(f"benchmark {name!r}: no name of {kind}", available)
+        if name.startswith("opencompass:"):
+            require_config(name)
         return
     if name in EXECUTED:
         raise UsageError(

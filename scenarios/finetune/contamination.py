@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +32,8 @@ Mode = Literal["remove", "refuse", "mark"]
 
 FEWEST = 10
 """Rows that must be left, and at least half of them: otherwise the data set is the benchmark, and is left whole."""
+LEFT_OUT = "(left out)"
+"""Stands for a line that holds a question."""
 RULES = 2
 """Counted up when what counts as holding a question changes: studies scan their data again."""
 
@@ -87,6 +90,23 @@ def scan(path: Path, benchmarks: Sequence[Benchmark]) -> dict[str, list[Held]]:
     return {benchmark.name: held for benchmark, held in zip(benchmarks, found, strict=True)}
 
 
+def without_questions(text: str, benchmarks: Sequence[Benchmark]) -> str:
+    """A text for a proposer without the lines that hold questions of the benchmarks, as JSON or as they are."""
+    from scenarios.finetune.overlap import find
+
+    indexes = [index(benchmark) for benchmark in benchmarks]
+
+    def held(rows: Sequence[str]) -> set[int]:
+        return {one.row for found in find([[_unescaped(row)] for row in rows], indexes) for one in found}
+
+    lines = text.splitlines()
+    found = held(lines)
+    kept = [LEFT_OUT if number in found else line for number, line in enumerate(lines)]
+    if held(["\n".join(kept)]):  # spread over several lines
+        kept = [*kept[:1], LEFT_OUT]
+    return "\n".join(kept)
+
+
 def index(benchmark: Benchmark, items: Sequence[Item] | None = None) -> Index:
     """What a benchmark's questions and their solutions are recognised by: of both halves, or these items'."""
     from scenarios.finetune.overlap import Index, Known
@@ -125,6 +145,12 @@ def _rows(path: Path) -> Iterator[list[str]]:
     with path.open("rb") as lines:
         for line in lines:
             yield list(strings(decode(line)))
+
+
+def _unescaped(text: str) -> str:
+    """A text in which JSON escapes are what they stand for."""
+    text = re.sub(r"\\[nrt]", " ", text)
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
 
 
 def _action(mode: Mode, flagged: int, rows: int) -> Literal["none", "removed", "marked", "kept"]:

@@ -18,11 +18,14 @@ import msgspec
 
 from agent.errors import UsageError
 from agent.records import Contamination
+from scenarios.finetune import preferences
+from scenarios.finetune.conversations import messages, text
+from scenarios.finetune.data_files import choose
 from scenarios.finetune.files import replacing
 from scenarios.finetune.rows import SUFFIXES, Row, read, suffix
 
-ROLES = ("prompt", "query", "response", "system", "messages")
-FORMATS: tuple[tuple[str, dict[str, str]], ...] = (  # the first whose columns hold something wins
+ROLES = ("prompt", "query", "response", "system", "messages", "chosen", "rejected", "label")
+FORMATS: tuple[tuple[str, dict[str, str]], ...] = (  # after preferences; the first whose columns hold something wins
     ("chat", {"messages": "messages"}),
     ("sharegpt", {"messages": "conversations"}),
     ("sharegpt", {"messages": "conversation"}),
@@ -37,12 +40,9 @@ FORMATS: tuple[tuple[str, dict[str, str]], ...] = (  # the first whose columns h
     ("query/response", {"prompt": "query", "response": "response"}),
     ("input/output", {"prompt": "input", "response": "output"}),
 )
-SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-TRAIN = {"train", "training"}
-HELD_OUT = {"test", "testing", "validation", "valid", "val", "dev", "eval", "evaluation", "heldout", "holdout"}
-NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
-PREFERRED = ("main", "default", "all")  # of several configurations that overlap
 DONE = "prepared.json"  # written last
+SUPERVISED = "supervised"
+"""Name of the data set with the better answers alone, beside one of preferences."""
 SAMPLED = 50
 LONGEST = 64
 
@@ -72,6 +72,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         fingerprint: sha256 of the chosen files' content and the column map; no path or time is in it.
         format: As recognised. left_out: Files that were not used, and why. bytes: Of what was written; 0 if unknown.
         contamination: What was found of the benchmarks' questions, once that was looked for (contamination.py).
+        stages: LLaMA-Factory's training stages that such data can be trained in.
+        supervised: Rows of the data set that stage sft trains on, where that is another one; else 0.
     """
 
     directory: str
@@ -83,6 +85,12 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[str, ...] = ()
     contamination: Contamination | None = None
     bytes: int = 0
+    stages: tuple[str, ...] = ("sft",)
+    supervised: int = 0
+
+    def dataset(self, stage: str) -> tuple[str, int]:
+        """Name and number of rows of the data set that a stage trains on."""
+        return (SUPERVISED, self.supervised) if stage == "sft" and self.supervised else (self.name, self.rows)
 
     @property
     def longest(self) -> Path:
@@ -95,14 +103,15 @@ def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
 
     Args:
         path: A JSON, JSON Lines, CSV or Parquet file, or a directory of them (a hub snapshot, say).
-        columns: Role -> column, instead of recognising: "prompt" and "response", or "messages"; "query", "system".
+        columns: Role -> column, instead of recognising: "prompt" and "response", or "messages", or "chosen" and
+            "rejected", or one of the first two and "label"; "query", "system".
 
     Raises:
         UsageError: Nothing usable is there; the message names what was found.
     """
     if not path.exists():
         raise UsageError(f"data set {path} does not exist", "give a file or directory, or a data set's name on the hub")
-    files, left_out = ([path], []) if path.is_file() else _choose(path)
+    files, left_out = ([path], []) if path.is_file() else choose(path)
     if path.is_file() and suffix(path) not in SUFFIXES:
         raise UsageError(f"{path} is not a data file", f"supported: {', '.join(SUFFIXES)}")
     sample = list(islice(read(files[0]), SAMPLED))
@@ -152,18 +161,18 @@ def write(dataset: Dataset, directory: Path, *, again: bool = False) -> Prepared
         raise _no_usable_row(dataset, dropped)
     with replacing(directory / "dataset_info.json") as target:
         target.write(json.dumps(info(dataset.columns), indent=2) + "\n")
-    return _done(
-        Prepared(
-            directory=str(directory),
-            name="train",
-            rows=rows,
-            dropped=dropped,
-            fingerprint=digest,
-            format=dataset.format,
-            left_out=dataset.left_out,
-            bytes=(directory / "train.jsonl").stat().st_size,
-        )
+    prepared = Prepared(
+        directory=str(directory),
+        name="train",
+        rows=rows,
+        dropped=dropped,
+        fingerprint=digest,
+        format=dataset.format,
+        left_out=dataset.left_out,
+        bytes=(directory / "train.jsonl").stat().st_size,
+        stages=preferences.stages(dataset.columns),
     )
+    return _done(_with_supervised(prepared) if preferences.kind(dataset.columns) else prepared)
 
 
 def without(prepared: Prepared, rows: Set[int], contamination: Contamination) -> Prepared:
@@ -175,7 +184,30 @@ def without(prepared: Prepared, rows: Set[int], contamination: Contamination) ->
             kept = (line.rstrip("\n") for number, line in enumerate(source) if number not in rows)
             left = _write_rows(directory, prepared.name, kept)
     size = (Path(prepared.directory) / f"{prepared.name}.jsonl").stat().st_size
-    return _done(msgspec.structs.replace(prepared, rows=left, bytes=size, contamination=contamination))
+    found = msgspec.structs.replace(prepared, rows=left, bytes=size, contamination=contamination)
+    return _done(_with_supervised(found) if rows and found.supervised else found)
+
+
+def _with_supervised(prepared: Prepared) -> Prepared:
+    """Write the better answers beside data of preferences, and leave out the stages for which one kind is missing.
+
+    Raises:
+        UsageError: Every answer is labelled as a bad one.
+    """
+    directory = Path(prepared.directory)
+    found = 0
+    file = directory / f"{prepared.name}.jsonl"
+    with file.open(encoding="utf-8") as source, replacing(directory / f"{SUPERVISED}.jsonl") as target:
+        for row in filter(preferences.good, map(json.loads, source)):
+            target.write(json.dumps(preferences.supervised(row), ensure_ascii=False) + "\n")
+            found += 1
+    if not found:
+        raise UsageError(
+            f"{directory}: every answer is labelled false, and there is none to learn", "label good answers true"
+        )
+    one_kind = "kto" in prepared.stages and found == prepared.rows
+    stages = ("sft",) if one_kind else prepared.stages
+    return msgspec.structs.replace(prepared, stages=stages, supervised=found)
 
 
 def _write_rows(directory: Path, name: str, lines: Iterable[str]) -> int:
@@ -186,7 +218,7 @@ def _write_rows(directory: Path, name: str, lines: Iterable[str]) -> int:
     with replacing(directory / f"{name}.jsonl") as target:
         for line in lines:
             target.write(line + "\n")
-            entry = (len(line), -rows, line)
+            entry = (preferences.sequence_length(line), -rows, line)
             heapq.heappush(longest, entry) if len(longest) < LONGEST else heapq.heappushpop(longest, entry)
             rows += 1
     with replacing(directory / "longest.jsonl") as target:
@@ -201,6 +233,11 @@ def _done(prepared: Prepared) -> Prepared:
     return prepared
 
 
+def load(directory: Path) -> Prepared | None:
+    """What `write` left in a directory; None where it is not all there."""
+    return _kept(directory)
+
+
 def _kept(directory: Path) -> Prepared | None:
     """What was written here before; None where it is not all there, or cannot be read."""
     try:
@@ -208,90 +245,41 @@ def _kept(directory: Path) -> Prepared | None:
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
     kept = msgspec.structs.replace(kept, directory=str(directory))
-    files = (directory / "train.jsonl", directory / "dataset_info.json", kept.longest)
+    files = [directory / "train.jsonl", directory / "dataset_info.json", kept.longest]
+    files += [directory / f"{SUPERVISED}.jsonl"] if kept.supervised else []
     return kept if all(file.exists() for file in files) else None
 
 
 def info(columns: Mapping[str, str], name: str = "train") -> dict[str, Any]:
-    """LLaMA-Factory's `dataset_info.json` for a canonical file `<name>.jsonl` with these roles."""
+    """LLaMA-Factory's `dataset_info.json` for a canonical file `<name>.jsonl` with these roles.
+
+    Preferences have a second data set beside them, `SUPERVISED`.
+    """
+    if found := preferences.kind(columns):
+        extra: dict[str, Any] = {"columns": {"messages": "messages", "kto_tag": "label"}}
+        if found == preferences.PAIRS:
+            extra = {"ranking": True, "columns": {role: role for role in ("messages", "chosen", "rejected")}}
+        return {name: _talks(name) | extra, SUPERVISED: _talks(SUPERVISED)}
     if "messages" in columns:
-        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-        entry = {
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages"},
-            "tags": {**tags, "system_tag": "system"},
-        }
-    else:
-        entry = {"formatting": "alpaca", "columns": {role: role for role in ROLES if role in columns}}
-    return {name: {"file_name": f"{name}.jsonl", **entry}}
+        return {name: _talks(name)}
+    mapped = {role: role for role in ROLES if role in columns}
+    return {name: {"file_name": f"{name}.jsonl", "formatting": "alpaca", "columns": mapped}}
 
 
-def _choose(root: Path) -> tuple[list[Path], list[str]]:
-    """The training files below a directory, and lines about those left out."""
-    inside = sorted(
-        path
-        for path in root.rglob("*")
-        if path.is_file() and not any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-    )
-    if not inside:
-        raise UsageError(f"data set {root} is an empty directory", f"put data files into it: {', '.join(SUFFIXES)}")
-    data = [path for path in inside if suffix(path) in SUFFIXES and path.name not in NO_DATA]
-    if not data:
-        names = ", ".join(str(path.relative_to(root)) for path in inside[:5])
-        raise UsageError(f"data set {root} holds no data files, only {names}", f"supported: {', '.join(SUFFIXES)}")
-    split = {path: _split(path.relative_to(root)) for path in data}
-    wanted = "train" if "train" in split.values() else "unnamed"
-    chosen = [path for path in data if split[path] == wanted]
-    if not chosen:
-        names = ", ".join(str(path.relative_to(root)) for path in data[:5])
-        raise UsageError(f"data set {root} has no training split, only {names}", "name the file to train on itself")
-    left_out = [f"{path.relative_to(root)}: not the training split" for path in data if split[path] != wanted]
-    chosen, twice = _once(chosen)
-    chosen, overlapping = _configuration(root, chosen)
-    return chosen, left_out + [f"{path.relative_to(root)}: {why}" for path, why in twice + overlapping]
-
-
-def _split(relative: Path) -> str:
-    """ "train", "held out", or "unnamed"; the file's name says more than its directories."""
-    for part in (relative.name, *reversed(relative.parent.parts)):
-        words = set(part.lower().replace("-", " ").replace("_", " ").replace(".", " ").split())
-        if words & TRAIN:
-            return "train"
-        if words & HELD_OUT:
-            return "held out"
-    return "unnamed"
-
-
-def _once(files: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Of files that differ by their suffix alone, the one that types its columns best (Parquet, JSON, then CSV)."""
-    best: dict[Path, Path] = {}
-    for path in files:
-        stem = path.with_name(path.name.removesuffix(suffix(path)))
-        rival = best.get(stem)
-        if rival is None or SUFFIXES.index(suffix(path)) < SUFFIXES.index(suffix(rival)):
-            best[stem] = path
-    kept = set(best.values())
-    return sorted(kept), [(path, "the same data in another format") for path in files if path not in kept]
-
-
-def _configuration(root: Path, files: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Of a hub data set's configurations, `main` where there is one (it overlaps with the others), else all."""
-    configurations: dict[str, list[Path]] = {}
-    for path in files:
-        parts = [part for part in path.relative_to(root).parts[:-1] if part != "data" and part.lower() not in TRAIN]
-        configurations.setdefault(parts[0] if parts else "", []).append(path)
-    for name in PREFERRED:
-        if name in configurations and len(configurations) > 1:
-            rest = [path for path in files if path not in configurations[name]]
-            return configurations[name], [(path, f"another configuration than {name}") for path in rest]
-    return list(files), []
+def _talks(name: str) -> dict[str, Any]:
+    """The entry of conversations."""
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    tags["system_tag"] = "system"
+    columns = {"messages": "messages"}
+    return {"file_name": f"{name}.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
 
 
 def _explicit(sample: Sequence[Row], columns: Mapping[str, str], file: Path) -> tuple[str, dict[str, str]]:
     mapped = {role: columns[role] for role in ROLES if columns.get(role)}
     if unknown := set(columns) - set(ROLES):
         raise UsageError(f"--columns: {', '.join(sorted(unknown))} is no role", f"roles: {', '.join(ROLES)}")
-    if "messages" not in mapped and not {"prompt", "response"} <= mapped.keys():
+    enough: tuple[set[str], ...] = ({"messages"}, {"prompt", "response"}, {"chosen", "rejected"})
+    if not any(needed <= mapped.keys() for needed in enough):
         raise UsageError("--columns needs prompt and response, or messages", "--columns prompt=...,response=...")
     found = _columns(sample)
     if missing := [column for column in mapped.values() if column not in found]:
@@ -306,8 +294,15 @@ def layout(sample: Sequence[Row], where: str) -> tuple[str, dict[str, str]]:
 
     def usable(role: str, column: str) -> bool:
         cells = [row.get(names[column]) for row in sample] if column in names else []
-        return any((_messages(cell) if role == "messages" else _text(cell).strip()) for cell in cells)
+        return any((messages(cell) if role == "messages" else text(cell).strip()) for cell in cells)
 
+    if preferred := preferences.layout(sample, names):
+        return preferred
+    if {"chosen", "rejected"} <= names.keys():
+        raise UsageError(
+            f"{where}: chosen and rejected need a prompt beside them, found {', '.join(found)}",
+            f"one of {', '.join(preferences.PROMPTS)}, a conversation in messages, or whole conversations in both",
+        )
     for form, roles in FORMATS:
         if all(usable(role, column) for role, column in roles.items() if role != "query"):
             mapped = {role: names[column] for role, column in roles.items() if column in names}
@@ -328,11 +323,13 @@ def canonical(row: Row, columns: Mapping[str, str]) -> dict[str, Any] | None:
     Args:
         row: As read. columns: Role -> column, as `recognise` found them.
     """
+    if preferences.kind(columns):
+        return preferences.canonical(row, columns)
     if "messages" in columns:
-        system = _text(row.get(columns["system"])) if "system" in columns else ""
-        messages = _messages(row.get(columns["messages"]), system)
-        return {"messages": messages} if messages else None
-    cells = {role: _text(row.get(columns[role])) for role in ROLES if role in columns}
+        system = text(row.get(columns["system"])) if "system" in columns else ""
+        turns = messages(row.get(columns["messages"]), system)
+        return {"messages": turns} if turns else None
+    cells = {role: text(row.get(columns[role])) for role in ROLES if role in columns}
     return cells if cells["prompt"].strip() and cells["response"].strip() else None
 
 
@@ -347,36 +344,6 @@ def _no_usable_row(dataset: Dataset, dropped: int) -> UsageError:
         f"{dataset.root}: all {dropped} rows have an empty prompt or response, or no text in them",
         f"columns used: {as_option(dataset.columns)}; name others with --columns prompt=...,response=...",
     )
-
-
-def _text(cell: object) -> str:
-    """A cell as text: numbers as they are written, empty where it holds no text."""
-    if isinstance(cell, str):
-        return cell
-    return str(cell) if isinstance(cell, int | float) and not isinstance(cell, bool) and cell == cell else ""
-
-
-def _messages(cell: object, system: str = "") -> list[dict[str, str]] | None:
-    """A conversation as role and content, as LLaMA-Factory wants it: a system message, then user and assistant in turn.
-
-    None where it is none: other roles, no text, turns out of order (LLaMA-Factory would skip it with a warning).
-    """
-    if not isinstance(cell, list):
-        return None
-    found: list[dict[str, str]] = [{"role": "system", "content": system}] if system.strip() else []
-    for message in cell:
-        if not isinstance(message, Mapping):
-            return None
-        role = SPEAKERS.get(str(message.get("role", message.get("from"))).lower())
-        content = _text(message.get("content", message.get("value")))
-        if role is None or not content.strip():
-            return None
-        if role == "system" and found and found[0]["role"] == "system":
-            found = []  # the conversation's own system message is the better one
-        found.append({"role": role, "content": content})
-    turns = [message["role"] for message in found if message is not found[0] or message["role"] != "system"]
-    ordered = turns == ["user", "assistant"] * (len(turns) // 2)
-    return found if turns and ordered else None
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -14,8 +14,8 @@ from typing import Literal, TextIO
 import msgspec
 
 from agent.errors import UsageError
-from scenarios.finetune import cells, data
-from scenarios.finetune.data_statistics import DataStatistics, describe
+from scenarios.finetune import cells, data, preferences
+from scenarios.finetune.data_statistics import DataStatistics, describe, shown_row
 from scenarios.finetune.files import replacing, scratch
 from scenarios.finetune.rows import Row
 
@@ -26,12 +26,10 @@ MOST_LINES = 2_000_000
 SAMPLED = 50  # rows that decide about the format
 TOLERATED = {"malformed": 0.01, "without content": 0.5, "too long": 0.5}
 """Share of the rows that may be so before the whole is of no use."""
-PROMPTS = ("instruction", "prompt", "question", "problem", "query", "input")
-CONVERSATIONS = ("messages", "conversations", "conversation")
 QUOTED = 200  # characters of an example
 TOLD = 6_000  # characters of all that is told
 
-Run = Literal["debug", "full"]
+Run = Literal["debug", "full", "steps"]
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,9 +50,9 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one run of a data script.
 
     Attributes:
-        run: "debug" or "full".
+        run: Of the script, "debug" or "full"; or "steps": what the steps made.
         rows: Lines that it wrote. kept: Rows that can be trained on, within the limit.
-        format: The layout that the rows have; "preference" for pairs of answers.
+        format: The layout that the rows have; "preference" for pairs of answers, "labelled" for answers with a label.
         columns: Role -> column.
         problems: The fatal ones first.
         statistics: Of the rows kept; None where there are none.
@@ -76,9 +74,17 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a training may be tried on it."""
         return not self.failure and not any(problem.fatal for problem in self.problems)
 
+    @property
+    def reason(self) -> str:
+        """Why a training may not be tried on it, in one line; empty where it may."""
+        what = "the steps" if self.run == "steps" else f"the script's {self.run} run"
+        fatal = (problem.what for problem in self.problems if problem.fatal)
+        return "" if self.usable else f"{what}: {self.failure or next(fatal)}"
+
     def for_agent(self) -> str:
         """All of it as text, for the one who must repair the script or judge its data."""
-        lines = [f"{self.run} run of process_data.py: {'usable' if self.usable else 'NOT usable'}"]
+        what = "the data after the steps" if self.run == "steps" else f"{self.run} run of process_data.py"
+        lines = [f"{what}: {'usable' if self.usable else 'NOT usable'}"]
         if self.failure:
             lines.append(f"it failed: {self.failure}")
         else:
@@ -86,7 +92,9 @@ class DataReport(msgspec.Struct, frozen=True, kw_only=True):
             lines.append(f"rows written {self.rows:,}, kept {self.kept:,}{form}")
         for problem in self.problems:
             count = f"{problem.rows:,} row{'s' * (problem.rows > 1)}: " if problem.rows else ""
-            example = f"; the first: {problem.example}" if problem.example else ""
+            example = (
+                f"\n  the first: {problem.example}" if problem.example else ""
+            )  # a line that may have to be left out
             lines.append(f"{'fatal: ' if problem.fatal else ''}{count}{problem.what}{example}")
         if self.tail:
             lines.append(f"the log ends with:\n{self.tail[-TOLD // 2 :]}")
@@ -104,6 +112,7 @@ def examine(
     most: int,
     seed: int = 0,
     bytes_per_token: float = cells.BYTES_PER_TOKEN,
+    columns: Mapping[str, str] | None = None,
 ) -> DataReport:
     """Judge the JSON Lines in `file`, and write the rows that can be trained on to `kept`.
 
@@ -114,10 +123,11 @@ def examine(
         cutoff_len: Tokens after which a training cuts a row.
         most: Rows to keep at most; of more, so many are drawn by `seed`.
         seed: See `most`. bytes_per_token: How lengths are counted.
+        columns: Role -> column of the study's data; they hold where the rows still have these columns.
     """
     lines = _Lines(file)
     try:
-        layout = _layout(_Lines(file).rows())
+        layout = _layout(_Lines(file).rows(), columns)
     except UsageError as error:
         deque(lines.rows(), maxlen=0)  # for the account of all lines
         found = (*lines.problems(), Problem(what=error.message, fatal=True))
@@ -256,43 +266,39 @@ class _Judge:
 
     def _lacks_content(self, row: Row) -> str | None:
         columns = self._layout.columns
-        if self._layout.format == "preference":
-            said = {role: cells.text(row[name]) for role, name in columns.items() if role != "query" and name in row}
-            if empty := [columns[role] for role, text in said.items() if not text.strip()]:
-                return f"with an empty {empty[0]!r}"
-            return "whose chosen and rejected answers are the same" if said["chosen"] == said["rejected"] else None
         if data.canonical(row, columns) is not None:
             return None
+        texts = [column for role, column in columns.items() if role not in ("messages", "query", "system", "label")]
+        if empty := [column for column in texts if not cells.text(row.get(column)).strip()]:
+            return f"with an empty {empty[0]!r}"
+        if "label" in columns and preferences.label(row.get(columns["label"])) is None:
+            return f"whose {columns['label']!r} is neither true nor false"
+        if preferences.kind(columns) == preferences.PAIRS:
+            chosen, rejected = (row.get(columns[role]) for role in ("chosen", "rejected"))
+            if chosen == rejected:
+                return "whose chosen and rejected answers are the same"
+            return "whose chosen and rejected are no answers to the same question"
         if "messages" in columns:
             return f"whose {columns['messages']!r} are no turns of user and assistant with content"
-        empty = [columns[role] for role in ("prompt", "response") if not cells.text(row.get(columns[role])).strip()]
-        return f"with an empty {empty[0]!r}" if empty else "with a prompt or response that is no text"
+        return "with a prompt or response that is no text"
 
     def _refuse(self, counter: Counter[str], why: str, row: Row) -> Literal[False]:
         counter[why] += 1
-        self.examples.setdefault(why, json.dumps(row, ensure_ascii=True, default=str)[:QUOTED])
+        self.examples.setdefault(why, shown_row(row, QUOTED)[:QUOTED])
         return False
 
 
-def _layout(rows: Iterator[Row]) -> _Layout:
+def _layout(rows: Iterator[Row], columns: Mapping[str, str] | None) -> _Layout:
     """The layout of the first rows; UsageError says why there is none."""
     sample = list(islice(rows, SAMPLED))
     if not sample:
         raise UsageError("no row was written")
-    names = dict.fromkeys(name for row in sample for name in row)
-    if {"chosen", "rejected"} <= names.keys():
-        prompt = next((name for name in PROMPTS if name in names), None)
-        conversation = next((name for name in CONVERSATIONS if name in names), None)
-        if prompt is None and conversation is None:
-            raise UsageError(f"chosen and rejected need a prompt beside them, found {', '.join(names)}"[: QUOTED * 2])
-        roles = {"prompt": prompt} if prompt else {"messages": str(conversation)}
-        if prompt == "instruction" and "input" in names:
-            roles["query"] = "input"
-        return _Layout("preference", {**roles, "chosen": "chosen", "rejected": "rejected"})
+    if columns and set(columns.values()) <= {name for row in sample for name in row}:
+        return _Layout("columns", dict(columns))
     try:
         return _Layout(*data.layout(sample, "the output"))
     except UsageError as error:
-        wanted = "instruction and output, messages, or instruction, chosen and rejected"
+        wanted = "instruction and output, messages, instruction with chosen and rejected, or these with a label"
         raise UsageError(f"{error.message[: QUOTED * 2]}; wanted: {wanted}") from None
 
 

@@ -14,15 +14,17 @@ import hashlib
 import json
 import random
 import shutil
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import msgspec
 
 from agent.errors import MachineError
 from agent.resources import resource
-from agent.run import Job, Mount, Outcome, Runner, Watch, disk, written
-from scenarios.finetune import cells
+from agent.run import Job, Mount, Outcome, Watch, disk, written
+from scenarios.finetune import cells, contamination
+from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.data import Dataset
 from scenarios.finetune.data_report import DataReport, Run, examine
 from scenarios.finetune.files import replacing, scratch, sync_tree
@@ -40,19 +42,32 @@ LONGEST_SCRIPT = 200_000  # characters
 LARGEST_LOG = 64 << 20  # bytes; a disk limit of the runner may stop it earlier
 TAIL = 3_000  # characters of a log that are told
 
+Execute = Callable[[Job, Watch], Outcome]
+"""Runs a job as `agent.run.Runner` does, or as a stage does under the call's budget."""
+Door = Callable[[], AbstractContextManager[Path | None]]
+"""Opens the gateway for one job: its socket, or None where no model is to be asked."""
+
 
 class ScriptInput(msgspec.Struct, frozen=True, kw_only=True):
     """A data set laid out for scripts.
 
     Attributes:
         full, debug: Directories that hold `train.jsonl`: all rows, and about a hundred.
-        rows: All of them. sha256: Of the file with all rows.
+        rows: All of them. sha256: Of the file with all rows. columns: Those of the first rows.
+        left_out: Rows that hold a question of a benchmark, and are therefore not there.
     """
 
     full: str
     debug: str
     rows: int
     sha256: str
+    columns: tuple[str, ...] = ()
+    left_out: int = 0
+
+    @property
+    def file(self) -> Path:
+        """All rows."""
+        return Path(self.full) / ROWS
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,12 +77,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         cutoff_len: Tokens after which a training cuts a row.
         rows: Most rows that are kept (FT_UPPER_DATA_SIZE_LIMIT). seed: Of the draw where there are more.
         bytes_per_token: How lengths are counted; see `cells.bytes_per_token`.
+        columns: Role -> column of the study's data, for rows that still have these.
     """
 
     cutoff_len: int
     rows: int = 100_000
     seed: int = 0
     bytes_per_token: float = cells.BYTES_PER_TOKEN
+    columns: dict[str, str] | None = None
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +99,7 @@ class ScriptRun(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         report: Of the full run, or of the debug run where that failed.
-        data: JSON Lines that `data.recognise` takes ("preference" apart); None unless the report is usable.
+        data: JSON Lines that `data.recognise` takes; None unless the report is usable.
         sha256: Of that file. key: What the result is kept under.
         reused: It was run before, with the same input and limits. seconds: That both runs took.
     """
@@ -95,43 +112,63 @@ class ScriptRun(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-def lay_out(dataset: Dataset, directory: Path) -> ScriptInput:
+def lay_out(dataset: Dataset, directory: Path, benchmarks: Sequence[Benchmark] = ()) -> ScriptInput:
     """Write all columns of the chosen training files as JSON Lines, for scripts; what is there already is kept.
 
-    A script is given this copy and never the data set's own directory, where held-out splits may lie.
+    A script is given this copy and never the data set's own directory, where held-out splits may lie. Rows that hold a
+    question of one of the benchmarks, in whichever column, are left out: what a script prints goes to its author.
 
     Raises:
         UsageError: A file cannot be read.
     """
-    source = _source(dataset)
+    source = _source(dataset, benchmarks)
     with suppress(OSError, msgspec.MsgspecError, ValueError):
         kept = json.loads((directory / "input.json").read_bytes())
         if kept["source"] == source and all((directory / run / ROWS).is_file() for run in ("full", "debug")):
             return msgspec.convert(kept["input"], ScriptInput)
     for run in ("full", "debug"):
         (directory / run).mkdir(parents=True, exist_ok=True)
-    draw = random.Random(0)  # noqa: S311 - a sample, not a secret
-    drawn: list[tuple[int, str]] = []
-    digest, count = hashlib.sha256(), 0
-    with replacing(directory / "full" / ROWS) as target:
-        for file in dataset.files:
-            for row in read(Path(file)):
-                line = json.dumps(row, default=str) + "\n"
-                digest.update(line.encode())
-                target.write(line)
-                if count < DEBUG_ROWS:
-                    drawn.append((count, line))
-                elif (place := draw.randrange(count + 1)) < DEBUG_ROWS:
-                    drawn[place] = (count, line)
-                count += 1
-    with replacing(directory / "debug" / ROWS) as target:
-        target.writelines(line for _, line in sorted(drawn))
-    laid = ScriptInput(
-        full=str(directory / "full"), debug=str(directory / "debug"), rows=count, sha256=digest.hexdigest()
-    )
+    draft = scratch(directory / ROWS)
+    try:
+        with draft.open("x", encoding="utf-8") as target:
+            target.writelines(f"{json.dumps(row, default=str)}\n" for file in dataset.files for row in read(Path(file)))
+        held = {one.row for found in contamination.scan(draft, benchmarks).values() for one in found}
+        laid = _laid(draft, directory, held)
+    finally:
+        draft.unlink(missing_ok=True)
     with replacing(directory / "input.json") as target:
         target.write(json.dumps({"source": source, "input": msgspec.to_builtins(laid)}))
     return laid
+
+
+def _laid(rows: Path, directory: Path, held: set[int]) -> ScriptInput:
+    """Write the rows but those `held`, all of them and a sample."""
+    draw = random.Random(0)  # noqa: S311 - a sample, not a secret
+    drawn: list[tuple[int, str]] = []
+    columns: dict[str, None] = {}
+    digest, count = hashlib.sha256(), 0
+    with replacing(directory / "full" / ROWS) as target, rows.open(encoding="utf-8") as source:
+        for number, line in enumerate(source):
+            if number in held:
+                continue
+            digest.update(line.encode())
+            target.write(line)
+            if count < DEBUG_ROWS:
+                drawn.append((count, line))
+                columns.update(dict.fromkeys(map(str, json.loads(line))))
+            elif (place := draw.randrange(count + 1)) < DEBUG_ROWS:
+                drawn[place] = (count, line)
+            count += 1
+    with replacing(directory / "debug" / ROWS) as target:
+        target.writelines(line for _, line in sorted(drawn))
+    return ScriptInput(
+        full=str(directory / "full"),
+        debug=str(directory / "debug"),
+        rows=count,
+        sha256=digest.hexdigest(),
+        columns=tuple(columns),
+        left_out=len(held),
+    )
 
 
 def run(
@@ -139,12 +176,12 @@ def run(
     given: ScriptInput,
     limits: Limits,
     *,
-    runner: Runner,
+    execute: Execute,
     stage: Path,
     cache: Path,
     name: str,
     patience: Patience = Patience(),  # noqa: B008 - frozen
-    door: Path | None = None,
+    door: Door = nullcontext,
     environment: str = "",
     watch: Watch | None = None,
 ) -> ScriptRun:
@@ -153,20 +190,20 @@ def run(
     Args:
         script: What the language model wrote.
         given: The data. limits: What the result must keep to.
-        runner: It must confine the job, or have been told not to.
+        execute: Its runner must confine the job, or have been told not to.
         stage: The trial's directory for this; emptied first. cache: Keeps usable data by content.
         name: Of the job. patience: Seconds for each run.
-        door: The gateway's socket; its directory is mounted. None: no language model.
+        door: Opens the gateway's socket for each run; its directory is mounted.
         environment: Names what the job runs in, beyond the locked requirements (an updated image, say).
         watch: Called while a run lasts; a reason that it returns stops it.
 
     Raises:
-        MachineError: A job was lost, the disk is full, or the runner cannot confine it.
+        MachineError: A job was lost, the disk is full, or the runner cannot confine it. Also whatever `execute` raises.
     """
     key = _key(script, given, limits, environment)
     if (known := _load(cache / key)) is not None:
         return known
-    if problem := _refused(script):
+    if problem := refused(script):
         return ScriptRun(report=DataReport(run="debug", failure=problem), key=key)
     _remove(stage)
     program = stage / "program"
@@ -181,8 +218,9 @@ def run(
     for which, source, deadline in runs:
         place = stage / which
         (place / "work" / "output").mkdir(parents=True)
-        job = _job(f"{name}-{which}", program, source, place, deadline, limits, door, debug=which == "debug")
-        outcome = runner.run(job, _watched(Path(job.log), watch))
+        with door() as socket:
+            job = _job(f"{name}-{which}", program, source, place, deadline, limits, socket, debug=which == "debug")
+            outcome = execute(job, _watched(Path(job.log), watch))
         seconds += outcome.seconds
         report = _report(outcome, place, which, limits)
         _remove(place / "work")
@@ -258,6 +296,7 @@ def _report(outcome: Outcome, place: Path, which: Run, limits: Limits) -> DataRe
         most=limits.rows,
         seed=limits.seed,
         bytes_per_token=limits.bytes_per_token,
+        columns=limits.columns,
     )
 
 
@@ -267,7 +306,7 @@ def _remove(directory: Path) -> None:
         disk.remove(str(directory))
 
 
-def _refused(script: str) -> str | None:
+def refused(script: str) -> str | None:
     """Why a script is not even tried; its syntax is for the debug run to find, in a container."""
     if not script.strip():
         return "the script is empty"
@@ -322,11 +361,12 @@ def _store(entry: Path, made: ScriptRun, data: Path) -> ScriptRun:
     return msgspec.structs.replace(kept, reused=False, seconds=made.seconds)
 
 
-def _source(dataset: Dataset) -> str:
-    """What the data set's files are, without reading them all: names, sizes and times."""
+def _source(dataset: Dataset, benchmarks: Sequence[Benchmark]) -> str:
+    """What the data set's files are, without reading them all (names, sizes and times), and what may not be in them."""
     stats = [(file, Path(file).stat()) for file in dataset.files]
     named = [[file, status.st_size, status.st_mtime_ns] for file, status in stats]
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+    without = [contamination.RULES, sorted(benchmark.fingerprint for benchmark in benchmarks)]
+    return hashlib.sha256(json.dumps([named, without]).encode()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:

@@ -101,7 +101,8 @@ def describe(
         seed: Of the sample. sample: Its size. shown: Rows to show.
         bytes_per_token: How lengths are counted; see `cells.bytes_per_token`.
     """
-    prompt = [columns[role] for role in ("prompt", "query", "messages") if role in columns] if columns else None
+    roles = columns or {}
+    prompt = [roles[role] for role in ("prompt", "query", "messages") if role in roles] or None
     draw = random.Random(seed)  # noqa: S311 - a sample, not a secret
     drawn: list[tuple[int, Row]] = []
     seen: set[int] = set()

@@ -95,6 +95,8 @@ def logit_copies(keys: Keys) -> int:
     """
     if keys.stage == "rm":
         return 2 * FLOAT  # computed, and not used
+    if keys.stage == "kto":
+        return 7 * FLOAT  # good and bad answers are copied apart; the reference's are held while its KL part is made
     if keys.reference:
         return 5 * FLOAT
     copies = 3 if keys.stage != "dpo" else 4  # get_batch_logps slices the last token off, and so copies

@@ -16,6 +16,7 @@ from scenarios.finetune.arguments import Argument, canonical
 from scenarios.finetune.estimate import Estimate, estimate
 from scenarios.finetune.estimate_shapes import Shapes, read_shapes
 from scenarios.finetune.keys import OPEN
+from scenarios.finetune.preferences import longest_sequence
 from scenarios.finetune.training import TrainingPlan, deepspeed, defaults
 
 BATCH, SUMMED, UNSAVED = "per_device_train_batch_size", "gradient_accumulation_steps", "disable_gradient_checkpointing"
@@ -134,7 +135,7 @@ def _estimate(model: Shapes, recipe: Recipe, plan: TrainingPlan, change: Change)
     """With some keys changed."""
     train = {**recipe.train, **change}
     if change.get("finetuning_type") == "lora":  # keys of the method that it no longer uses
-        train = {key: value for key, value in train.items() if key not in OPEN or OPEN[key].method in (None, "lora")}
+        train = {key: value for key, value in train.items() if "lora" in (_methods(key) or ("lora",))}
     changed = msgspec.structs.replace(recipe, train=train)
     return estimate(
         model,
@@ -144,6 +145,10 @@ def _estimate(model: Shapes, recipe: Recipe, plan: TrainingPlan, change: Change)
         gpus=plan.gpus,
         zero=deepspeed(changed, plan),
     )
+
+
+def _methods(key: str) -> tuple[str, ...]:
+    return OPEN[key].methods if key in OPEN else ()
 
 
 def _keys(recipe: Recipe, plan: TrainingPlan) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def longest_tokens(longest: Path) -> int | None:
     """
     try:
         with longest.open(encoding="utf-8") as rows:
-            row = json.loads(rows.readline())
+            row = longest_sequence(json.loads(rows.readline()))
     except (OSError, ValueError):
         return None
     return len(json.dumps(row, ensure_ascii=False).encode()) + TEMPLATE

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from agent.errors import UsageError
-from scenarios.finetune.files import MARKER
 
 WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin", "adapter_model*.bin")
 PARTS = (  # what else decides how the model answers
@@ -121,39 +120,6 @@ def _canonical_config(path: Path) -> bytes:
     if isinstance(targets := config.get("target_modules"), list):
         config["target_modules"] = sorted(map(str, targets))
     return json.dumps(config, sort_keys=True).encode()
-
-
-def choose_model(models_root: Path, memory_bytes: int | None) -> tuple[Path, str] | None:
-    """The largest chat model below `models_root` whose LoRA training fits, and why; None if there is none.
-
-    A demo's model teaches nothing about a user's data, and what is hidden is not finished: neither is ever chosen.
-
-    Args:
-        models_root: Holds models as `<name>/` or `<organisation>/<name>/`.
-        memory_bytes: Memory of the training device; None if unknown, which takes the smallest model.
-    """
-    found: list[ModelInfo] = []
-    for config in sorted([*models_root.glob("*/config.json"), *models_root.glob("*/*/config.json")]):
-        hidden = any(part.startswith(".") for part in config.relative_to(models_root).parts)
-        if hidden or (config.parent / MARKER).exists():
-            continue
-        try:
-            model = inspect(config.parent)
-        except UsageError:
-            continue
-        if not model.adapter and model.architecture.endswith("ForCausalLM"):
-            found.append(model)
-    fitting = [model for model in found if memory_bytes is None or model.memory <= memory_bytes]
-    if not fitting:
-        return None
-    # A model with a chat template is trained and scored in its own format, so it comes first.
-    size = -1 if memory_bytes is None else 1
-    best = max(fitting, key=lambda model: (model.chat_template, size * model.parameters))
-    among = f"of {len(found)} in {models_root}" if len(found) > 1 else f"the only model in {models_root}"
-    if memory_bytes is None:
-        return Path(best.path), f"the smallest {among}; the memory is not known" if len(found) > 1 else among
-    fits = f"that trains in {memory_bytes / 2**30:.0f} GiB"
-    return Path(best.path), f"the largest {among} {fits}" if len(found) > 1 else f"{among}, and it {fits[5:]}"
 
 
 def _adapter(directory: Path) -> ModelInfo:

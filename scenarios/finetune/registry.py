@@ -6,6 +6,7 @@ examples; the lock in docker/bench pins the version that they are read from.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,12 +14,17 @@ from typing import Any, Literal
 from scenarios.finetune.rows import Row
 
 Engine = Literal["lm_eval", "opencompass"]
+Skill = Literal["math", "code", "general"]
 Convert = Callable[[Row], Row]
 """A row as the hub has it -> a row as it is laid under benchmarks/: texts, named as `Entry.columns` says."""
 
 JUDGED = ("A", "B")
 """The verdicts of OpenCompass' own judge prompts: correct first, then incorrect."""
 BOXED = r"\\boxed\s*\{"
+TELLING: dict[Skill, str] = {  # what in a name or tag says what it is about
+    "math": r"math|gsm\d|aime|arithmetic|algebra|geometry|olympiad|svamp",
+    "code": r"(?<!en)(?<!de)(?:code|coding)|programming|python|humaneval|mbpp",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Entry:
     """A registry row: everything about a benchmark except its rows.
 
     Attributes:
-        description, answer_format: For people and for prompts.
+        description, answer_format: For people and for prompts. skill: what it asks for.
         fewshots: Settings at which the base is scored, zero first.
         source: None for one that comes with a demo data set.
         data: Directory under benchmarks/; the short name unless said otherwise.
@@ -61,6 +67,7 @@ class Entry:
     engine: Engine
     description: str
     answer_format: str
+    skill: Skill = "general"
     fewshots: tuple[int, ...] = (0,)
     source: Source | None
     data: str = ""
@@ -112,6 +119,7 @@ AIME = 'a whole number from 0 to 999 within \\boxed{}; asked as "{question}" and
 REGISTRY: dict[str, Entry] = {
     "aime25": Entry(
         engine="opencompass",
+        skill="math",
         description="30 competition problems (American Invitational Mathematics Examination 2025)",
         answer_format=f'{AIME} "Remember to put your final answer within \\boxed{{}}."; a judge compares it',
         source=Source("opencompass/AIME2025", test="", convert=_problem),
@@ -122,6 +130,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "aime24": Entry(
         engine="opencompass",
+        skill="math",
         description="30 competition problems (American Invitational Mathematics Examination 2024)",
         answer_format=f'{AIME} "Please reason step by step, and put your final answer within \\boxed{{}}."',
         source=Source("HuggingFaceH4/aime_2024", test="train", convert=_problem),
@@ -130,6 +139,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "gsm8k": Entry(
         engine="opencompass",
+        skill="math",
         description="grade-school word problems that take two to eight steps of arithmetic (GSM8K, Cobbe et al. 2021)",
         answer_format=f"{BOXING}; the last number in the reply, without thousands separators, is taken as the answer",
         fewshots=(0, 4),
@@ -139,6 +149,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "math": Entry(
         engine="opencompass",
+        skill="math",
         description="500 competition problems of seven subjects (MATH-500, Lightman et al. 2023)",
         answer_format=f"{BOXING}; the boxed expression must equal the reference mathematically",
         source=Source("HuggingFaceH4/MATH-500", convert=_math),
@@ -160,6 +171,7 @@ REGISTRY: dict[str, Entry] = {
     ),
     "lm_eval:gsm8k": Entry(
         engine="lm_eval",
+        skill="math",
         description="grade-school word problems that take two to eight steps of arithmetic (GSM8K, Cobbe et al. 2021)",
         answer_format='asked as "Question: {question}\\nAnswer:"; the last number in the reply is taken as the answer '
         '(the reference solutions reason first and end with "#### <number>")',
@@ -196,3 +208,19 @@ REGISTRY: dict[str, Entry] = {
 
 EXECUTED = ("humaneval", "mbpp")
 """Benchmarks that are scored by running code which the model wrote; no job does that here."""
+
+
+def registered(benchmark: str) -> Entry | None:
+    """The row of a benchmark, by its short name or as files bear it ("lm_eval-gsm8k")."""
+    return next((entry for name, entry in REGISTRY.items() if benchmark in (name, name.replace(":", "-"))), None)
+
+
+def skill_of(benchmark: str) -> Skill:
+    """What a benchmark asks for: as the registry has it, else as its name says."""
+    entry = registered(benchmark)
+    return entry.skill if entry else next(iter(skills_in(benchmark)), "general")
+
+
+def skills_in(words: str) -> list[Skill]:
+    """What a name or a tag says that it is about; nothing where it does not say."""
+    return [skill for skill, telling in TELLING.items() if re.search(telling, words.lower())]

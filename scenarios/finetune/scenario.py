@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from agent import accept, verdicts
-from agent.errors import TrialFailed
+from agent.errors import MachineError, TrialFailed
 from agent.records import (
     Checked,
     Checkpoint,
@@ -25,9 +25,11 @@ from agent.records import (
 )
 from agent.store import require_disk
 from scenarios import Bench, Mend
-from scenarios.finetune import adapt, estimate_rules, footprint, training
+from scenarios.finetune import adapt, data_stage, estimate_rules, footprint, training
+from scenarios.finetune import data as training_data
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.benchmarks import Benchmark
+from scenarios.finetune.data_stage import DataWork
 from scenarios.finetune.judging import Judges
 from scenarios.finetune.race import Race, race
 from scenarios.finetune.score_cache import Sampling, load_questions, sampling_for
@@ -37,7 +39,7 @@ from scenarios.finetune.training import TrainingPlan
 WORTH = 10
 """A training that has taken less than so many mini-runs finds out by itself as soon as a mini-run would."""
 
-
+AS_IT_IS = "data: this study trains on its data as it is"
 ROOM = 1 << 30
 """Bytes of disk that are left to everything else, the study's own files included."""
 
@@ -55,6 +57,7 @@ class FineTune:
         cache: Scores by content. weights: Hash of the base model.
         samples: Answers a question (FT_BENCHMARK_SAMPLES); None for what the size of each benchmark calls for.
         judges: Who marks answers, where a benchmark needs that.
+        work: What recipes need that prepare their own data; None where none may.
     """
 
     plan: TrainingPlan
@@ -66,18 +69,19 @@ class FineTune:
     targets: tuple[Benchmark, ...] | None = None
     samples: int | None = None
     judges: Judges | None = None
+    work: DataWork | None = None
+
+    @property
+    def scripts(self) -> bool:
+        """Whether recipes may hold a data script here."""
+        return self.work is not None and not self.work.no_scripts
 
     def problems(self, recipe: Recipe) -> list[str]:
         """Why this recipe may not run; no job, no torch."""
-        found = problems(recipe.train, self.plan.bounds, self.plan.arguments)
-        if found:
-            return found  # a broken recipe has no size
-        memory = self.plan.memory
-        too_large = (
-            footprint.problem(recipe, self.plan),
-            None if memory is None else estimate_rules.problem(recipe, self.plan, memory),
-        )
-        return [problem for problem in too_large if problem]
+        if not recipe.prepares:
+            return _problems(recipe, self.plan)
+        found = problems(recipe.train, self.plan.bounds_of(recipe), self.plan.arguments)
+        return found + ([AS_IT_IS] if self.work is None else self.work.problems(recipe))
 
     def check(self, recipe: Recipe) -> Checked:
         """The same as a stage."""
@@ -87,7 +91,23 @@ class FineTune:
 
     def prepare(self, bench: Bench, recipe: Recipe, mend: Mend) -> TrainingData:
         """Run the recipe's script and steps, and write what they gave without the benchmarks' questions."""
-        raise TrialFailed("data", "data work is not open to proposals yet")
+        if self.work is None:
+            raise TrialFailed("data", AS_IT_IS)
+        made = data_stage.prepare(bench, recipe, self.plan, self.work, mend)
+        if found := _problems(recipe, self._plan_for(made)):
+            raise TrialFailed("check", f"with the data that it made: {'; '.join(found)}")
+        return made
+
+    def _plan_for(self, data: TrainingData | None) -> TrainingPlan:
+        """The study's plan, or the same with a trial's own data."""
+        if data is None:
+            return self.plan
+        if (made := training_data.load(Path(data.path))) is None:
+            raise MachineError(
+                f"{data.path}: the data that this trial made is not there any more",
+                "bring it back from a backup, or search anew in another workspace (FT_FILE_PATH)",
+            )
+        return msgspec.structs.replace(self.plan, data=made)
 
     def mini_run(
         self,
@@ -101,19 +121,22 @@ class FineTune:
 
         Where they run out of memory, once more with half the batch.
         """
+        plan = self._plan_for(data)
+        larger = plan.data.bytes > self.plan.data.bytes  # then no earlier training says how long this one takes
         ran = [run.seconds for _, run in earlier if run.steps and run.reused_from is None]
-        if ran and trained and max(trained) < WORTH * min(ran):
+        if not larger and ran and trained and max(trained) < WORTH * min(ran):
             bench.say(f"mini-run left out: {min(ran):.0f} s of it would guard a training of {max(trained):.0f} s")
-            return MiniRun(shape=training.shape(recipe, self.plan), steps=0, seconds=0.0)
-        needed = footprint.footprint(recipe, self.plan).mini_run
+            return MiniRun(shape=training.shape(recipe, plan), steps=0, seconds=0.0)
+        needed = footprint.footprint(recipe, plan).mini_run
         require_disk(bench.directory, needed + ROOM, "a mini-run")
-        return adapt.mini_run(bench, recipe, self.plan, earlier)
+        return adapt.mini_run(bench, recipe, plan, earlier)
 
     def train(self, bench: Bench, recipe: Recipe, measured: MiniRun, data: TrainingData | None = None) -> Checkpoint:
         """Train, or as near to it as memory and time allow, if the disk has room for weights and their copy."""
-        needed = footprint.footprint(recipe, self.plan).until_published
+        plan = self._plan_for(data)
+        needed = footprint.footprint(recipe, plan).until_published
         require_disk(bench.directory, needed + ROOM, "a training and the copy of its weights")
-        return adapt.train(bench, recipe, self.plan, measured)
+        return adapt.train(bench, recipe, plan, measured)
 
     def baseline(self, bench: Bench) -> Scores:
         """The base at its better setting of each benchmark, so that a candidate has to beat the best prompt as well."""
@@ -225,6 +248,18 @@ class FineTune:
         )
         found = self.plan.data.contamination
         return msgspec.structs.replace(made, marked=found.mark(benchmark.name) if found else "")
+
+
+def _problems(recipe: Recipe, plan: TrainingPlan) -> list[str]:
+    """What keeps a recipe from being trained on the plan's data."""
+    found = problems(recipe.train, plan.bounds, plan.arguments)
+    if found:
+        return found  # a broken recipe has no size
+    too_large = (
+        footprint.problem(recipe, plan),
+        None if plan.memory is None else estimate_rules.problem(recipe, plan, plan.memory),
+    )
+    return [problem for problem in too_large if problem]
 
 
 def _answers(score: Score) -> dict[str, float | None]:

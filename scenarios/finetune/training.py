@@ -23,16 +23,19 @@ from agent.records import Checkpoint, MiniRun, Recipe
 from agent.resources import resource
 from agent.run import Job, Mount, Outcome, written
 from scenarios import Bench, Stop
-from scenarios.finetune import outputs
+from scenarios.finetune import outputs, preferences
 from scenarios.finetune.arguments import Argument, canonical
 from scenarios.finetune.broken import raise_if_broken
 from scenarios.finetune.data import Prepared, info
 from scenarios.finetune.files import sync, sync_tree
-from scenarios.finetune.keys import Bounds
+from scenarios.finetune.keys import STAGES, Bounds
 from scenarios.finetune.models import ACTIVATIONS, ModelInfo, weights_hash
+from scenarios.finetune.packages import installed
 
 SMALL = 50_000_000  # parameters; below, one thread is faster than two, and memory is no concern
 RATES = {"lora": 1e-4, "full": 1e-5, "freeze": 1e-5}  # as in LLaMA-Factory's examples
+PREFERENCE_RATES = {"lora": 5e-6, "full": 5e-7, "freeze": 5e-7}
+"""Of stages dpo and kto: as in LLaMA-Factory's examples, and for full tuning as in those of Zephyr and SimPO."""
 POINTS = 100  # of the loss history
 MOST_MINI_ROWS = 20_000
 CHARACTERS_A_TOKEN = 6  # more than any usual text has, so that packed sequences are surely filled
@@ -52,6 +55,10 @@ NEUTRAL = frozenset(  # keys that change neither what fits into memory nor wheth
         "lora_alpha",
         "eaft_alpha",
         "disable_shuffling",
+        "pref_beta",
+        "simpo_gamma",
+        "kto_chosen_weight",
+        "kto_rejected_weight",
     ]
 )
 ADAM = 16  # bytes a parameter: float32 weights, gradients and two moments
@@ -105,9 +112,15 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
             context=self.model.context or self.cutoff_len,
             epochs=self.max_epochs,
             layers=self.model.layers or None,
-            rows=self.data.rows,
+            rows=self.data.supervised or self.data.rows,
             device=self.device,
+            stages=self.data.stages,
+            packages=installed(self.device),
         )
+
+    def bounds_of(self, recipe: Recipe) -> Bounds:
+        """The same for one recipe: what its own data work gives may allow stages that the study's data do not."""
+        return msgspec.structs.replace(self.bounds, stages=STAGES, rows=None) if recipe.prepares else self.bounds
 
 
 def threads_for(model: ModelInfo, cores: int) -> int:
@@ -118,9 +131,11 @@ def threads_for(model: ModelInfo, cores: int) -> int:
 def defaults(recipe: Recipe, plan: TrainingPlan) -> dict[str, Any]:
     """What holds where a recipe says nothing: LLaMA-Factory's own defaults, and those of its examples."""
     method = str(recipe.train.get("finetuning_type", "lora"))
+    stage = str(recipe.train.get("stage", "sft"))
     found: dict[str, Any] = {
+        "stage": stage,
         "finetuning_type": method,
-        "learning_rate": RATES.get(method, 1e-5),
+        "learning_rate": (RATES if stage == "sft" else PREFERENCE_RATES).get(method, 1e-5),
         "lr_scheduler_type": "cosine",
         "num_train_epochs": plan.default_epochs,
         "per_device_train_batch_size": 8,
@@ -132,6 +147,8 @@ def defaults(recipe: Recipe, plan: TrainingPlan) -> dict[str, Any]:
         found["warmup_ratio"] = 0.1
     if plan.device == "cuda" and not recipe.train.keys() & {"bf16", "fp16", "pure_bf16"}:
         found["bf16"] = True
+    if recipe.train.get("use_galore") or recipe.train.get("use_apollo"):
+        found["optim"] = "adamw_torch"  # they do not take transformers' own default
     return found
 
 
@@ -161,9 +178,8 @@ def config(recipe: Recipe, plan: TrainingPlan, output_dir: Path, *, mini: bool) 
     owned: dict[str, Any] = {
         "model_name_or_path": plan.model.path,
         "trust_remote_code": False,
-        "stage": "sft",
         "do_train": True,
-        "dataset": "mini" if mini else plan.data.name,
+        "dataset": "mini" if mini else plan.data.dataset(chosen["stage"])[0],
         "dataset_dir": str(output_dir.parent / "data") if mini else plan.data.directory,
         "overwrite_cache": True,
         "preprocessing_num_workers": plan.workers if plan.workers > 1 and not mini else None,
@@ -334,6 +350,8 @@ def _write_mini_data(directory: Path, settings: dict[str, Any], plan: TrainingPl
     """The longest rows, repeated until every batch is full (and every packed sequence, where rows are packed)."""
     text = plan.data.longest.read_text(encoding="utf-8")
     longest = [f"{line}\n" for line in text.split("\n") if line]  # splitlines would cut at U+2028 inside a text
+    if settings["stage"] == "sft" and plan.data.supervised:
+        longest = [json.dumps(preferences.supervised(json.loads(line))) + "\n" for line in longest]
     batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"] * plan.gpus
     sequences = batch * plan.mini_steps
     if settings.get("packing") or settings.get("neat_packing"):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from agent.gateway import AnswerStore, Chat, Gateway
+from agent.llm import Endpoint, Price
 from agent.run import Runner
 from scenarios.finetune import data
 from scenarios.finetune.data_script import Limits, Patience, ScriptInput, ScriptRun, lay_out, run
 from scenarios.finetune.rows import read
 from tests.conformance.runners import make_runner
 from tests.data_scripts import GOOD, HEAD, WRONG
-from tests.test_ftloop_llm import Server, completion, said, server
+from tests.servers.openai_server import ChatAnswer, ChatServer
 
 pytestmark = pytest.mark.docker
-__all__ = ["server"]
 LIMITS = Limits(cutoff_len=1000)
 ESCAPES = {
     "the network": "import socket; socket.create_connection(('192.0.2.1', 80), timeout=3)",
@@ -35,6 +37,10 @@ def runner(image: str) -> Runner:
     return make_runner("docker", image, disk=100_000_000)
 
 
+def test_an_engine_that_can_hold_it_refuses_no_script(runner: Runner) -> None:
+    assert runner.refuses() == ""
+
+
 @pytest.fixture
 def given(tmp_path: Path) -> ScriptInput:
     (tmp_path / "source").mkdir()
@@ -48,7 +54,7 @@ def given(tmp_path: Path) -> ScriptInput:
 def attempt(runner: Runner, given: ScriptInput, tmp_path: Path) -> Callable[..., ScriptRun]:
     """Runs a script, always in the same place."""
     stage, cache = tmp_path / "stage", tmp_path / "cache"
-    return partial(run, given=given, limits=LIMITS, runner=runner, stage=stage, cache=cache, name="data")
+    return partial(run, given=given, limits=LIMITS, execute=runner.run, stage=stage, cache=cache, name="data")
 
 
 def test_a_good_script(attempt: Callable[..., ScriptRun]) -> None:
@@ -80,15 +86,23 @@ def test_what_is_wrong_with_a_script_is_told(what: str, attempt: Callable[..., S
     assert attempt(GOOD).report.usable, "the next turn repairs it"
 
 
-def test_models_are_asked_through_the_mounted_socket(attempt: Callable[..., ScriptRun], server: Server) -> None:
-    server.path.parent.chmod(0o755)
-    server.path.chmod(0o666)
-    server.reply = lambda request: completion(said(request).upper())
+def test_models_are_asked_through_the_gateways_socket(attempt: Callable[..., ScriptRun], tmp_path: Path) -> None:
     script = HEAD + (
         "from ftloop_llm import ask_many\n"
-        "replies = ask_many([row['question'] for row in rows], concurrency=4)\n"
+        "replies = ask_many([row['question'] for row in rows], role='weak', concurrency=4)\n"
         "emit({'instruction': row['question'], 'output': reply} for row, reply in zip(rows, replies))\n"
     )
-    done = attempt(script, door=server.path)
+    with ChatServer(lambda request: ChatAnswer(request.text.upper())) as server:
+        model = (Endpoint(model="small", base_url=server.url), Price())
+        role = Chat({"weak": [model]}, AnswerStore(tmp_path))
+
+        @contextmanager
+        def door() -> Iterator[Path]:
+            with Gateway(*model, role).open() as opened:
+                yield opened.socket
+
+        done = attempt(script, door=door)
+        asked = len(server.requests)
     assert done.report.usable, done.report.for_agent()
     assert next(read(Path(str(done.data))))["output"] == "WHAT IS 0 + 1?"
+    assert asked == 250, "what the debug run was answered is not asked again"

@@ -138,7 +138,7 @@ class Hostile(Unhurried):
     code: str
     name: str = "trial-1-train"
 
-    def spend(self, usage: Usage) -> None:
+    def spend(self, usage: Usage, *, paid: bool = False) -> None:
         raise AssertionError("no language model is asked here")
 
     def say(self, message: str) -> None:

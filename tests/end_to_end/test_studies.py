@@ -70,7 +70,7 @@ def test_the_headline_command_against_a_hub(user: User, environments: Environmen
             {path.name: path.read_bytes() for path in tiny.iterdir() if not path.name.startswith("made_by")}
         )
         (user.home / ".env").write_text(
-            f"FT_FILE_PATH={user.workspace}\nFT_RUNNER=local\nHF_ENDPOINT={hub.url}\n"
+            f"FT_FILE_PATH={user.workspace}\nFT_RUNNER=local\nFT_GPUS=none\nHF_ENDPOINT={hub.url}\n"
             'FT_BENCHMARK_DATASETS=["gsm8k"]\nFT_BENCHMARK_LIMIT=4\nFT_BENCHMARK_SAMPLES=1\n'
         )
         command = "dotenv run -- python agent/loop.py --dataset HuggingFaceH4/aime_2024 --loop_n 1"
@@ -78,7 +78,7 @@ def test_the_headline_command_against_a_hub(user: User, environments: Environmen
         asked = len(hub.requests)
         again = user.run(*command.split())
         assert len(hub.requests) == asked, "what is on disk is not asked for again"
-    assert "Qwen/Qwen3-0.6B, because none was named" in output
+    assert "model: Qwen/Qwen3-0.6B, the" in output, "chosen, with the reason"
     assert "undecidable" in output, "four questions can decide nothing, and that is said before anything is spent"
     assert (user.workspace / "datasets" / "HuggingFaceH4" / "aime_2024" / "train.jsonl").exists()
     (journal,) = (user.workspace / "studies").glob("aime-2024-*/journal.jsonl")

@@ -3,8 +3,8 @@
     python forked.py serve SOCKET MODULE ...         imports the modules, then waits; says "ready"
     python forked.py run SOCKET PROGRAM [ARGUMENT ...]  as `python PROGRAM ARGUMENT ...` would; ends with its exit code
 
-The program gets the asker's directory, environment and output. What a module read of the environment when it was
-imported is the server's, so start the server with what its programs need.
+The program gets the asker's directory, environment and output, and ends with it. What a module read of the environment
+when it was imported is the server's, so start the server with what its programs need.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import runpy
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def _answer(connection: socket.socket) -> None:
         os.chdir(asked["directory"])
         os.environ.clear()
         os.environ.update(asked["environment"])
+        threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
         sys.argv = asked["argv"]
         sys.path.insert(0, str(Path(sys.argv[0]).parent))
         try:
@@ -69,6 +71,12 @@ def _answer(connection: socket.socket) -> None:
         connection.sendall(bytes([code & 0xFF]))
     finally:
         os._exit(code)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this process when its asker has ended, who says nothing else."""
+    connection.recv(1)
+    os._exit(1)
 
 
 def run(path: str, *argv: str) -> int:

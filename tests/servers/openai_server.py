@@ -32,8 +32,8 @@ class ChatRequest:
     body: dict[str, Any]
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        messages: list[dict[str, str]] = self.body["messages"]
+    def messages(self) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = self.body["messages"]
         return messages
 
     @property
