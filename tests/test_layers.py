@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.confirm", "agent.ruler", "agent.chat"),
     ("agent.briefing", "agent.gather", "agent.llama_factory"),
     ("agent.wiring",),
-    ("agent.dry_run", "agent.checks", "agent.removal"),
+    ("agent.dry_run", "agent.checks", "agent.removal", "agent.experiments"),
     ("agent.doctor", "agent.clean"),
     ("agent.loop",),
     ("agent.cli",),
