@@ -10,6 +10,7 @@ from typing import Any
 
 from agent import loop
 from agent.errors import FtloopError
+from agent.experiments import commands as experiments
 
 _DOCTOR = """\
 Checks this machine and prints one line a check: ok, warning or problem, and what to do. Shows no key. One tiny request
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] == "loop":
         return loop.main(words[1:])
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(words[:1] if words[:1] in (["train"], ["eval"]) else words)
     try:
-        return _run(options)
+        return _run(options, words[1:])
     except KeyboardInterrupt:
         return 130
     except FtloopError as error:
@@ -48,8 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     """The command; its module is imported here, because --help has no need of it."""
+    if options.command in ("train", "eval"):
+        from agent.experiments import calls
+
+        return calls.train(words) if options.command == "train" else calls.evaluate(words)
     if options.command == "doctor":
         from agent import doctor
 
@@ -64,6 +69,8 @@ def _run(options: argparse.Namespace) -> int:
             dry_run=options.dry_run,
         )
         return clean.run(options.config, wanted)
+    if (code := experiments.run(options)) is not None:
+        return code
     from agent.wiring import report
 
     return report(options.study)
@@ -86,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         "--environments", action="store_true", help="also remove virtual environments that this version does not use"
     )
     clean.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would go, and remove nothing")
+    commands.add_parser("train", help="train a model as a person says", add_help=False)
+    commands.add_parser("eval", help="score a model on benchmarks", add_help=False)
+    experiments.add(commands, _described)
     for command in (doctor, clean):
         command.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings")
     return parser

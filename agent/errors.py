@@ -5,7 +5,9 @@
     │   └── SettingError        ... found out only because trial after trial failed in the same words
     ├── MachineError      3     the machine cannot: engine gone, disk full, hub or endpoint out of reach
     ├── StudyError        4     the study cannot be continued: corrupt journal, in use by another process
-    └── ProposerError     5     five proposals in a row stayed invalid
+    ├── ProposerError     5     five proposals in a row stayed invalid
+    ├── CellsFailed       6     a sweep has gone through its grid, and some of its cells have no result
+    └── RunFailed         6     a training or an evaluation by hand failed
     TrialFailed                 ends the trial only: a finding, recorded and shown to the next proposal
     BudgetEnded                 ends the call cleanly: the stage in hand is recorded as stopped
 
@@ -60,6 +62,18 @@ class ProposerError(FtloopError):
     """Too many proposals in a row stayed invalid."""
 
     exit_code = 5
+
+
+class CellsFailed(FtloopError):
+    """A sweep has gone through its grid, and some of its cells have no result; the others do."""
+
+    exit_code = 6
+
+
+class RunFailed(FtloopError):
+    """A training or an evaluation that a person asked for failed; what it left is recorded."""
+
+    exit_code = 6
 
 
 class TrialFailed(Exception):

@@ -103,10 +103,10 @@ class StudyPaths:
 
 
 class IndexEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One study or single run, wherever its files lie."""
+    """One study, single run or sweep's cell, wherever its files lie."""
 
     id: str
-    kind: Literal["study", "run"]
+    kind: Literal["study", "run", "cell"]
     path: str
     created: float
     dataset: str

@@ -57,7 +57,7 @@ def connect(options: LoopOptions) -> Iterator[Lab]:
     workspace = Workspace(settings.workspace())
     view = make_view(sys.stdout)
     try:
-        with _terminated_like_ctrl_c():
+        with terminated_like_ctrl_c():
             for note in settings.notes():
                 view.say(note)
             require_proposer(options, settings)  # refused now rather than after a download
@@ -385,7 +385,7 @@ def forgotten_if_refused(paths: StudyPaths) -> Iterator[None]:
 
 
 @contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
+def terminated_like_ctrl_c() -> Iterator[None]:
     """SIGTERM stops a call as Ctrl-C does: the stage is recorded, the job ended."""
 
     def interrupt(*_: Any) -> None:

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.briefing", "agent.gather", "agent.llama_factory"),
     ("agent.data_work",),
     ("agent.wiring",),
-    ("agent.dry_run", "agent.checks", "agent.removal"),
+    ("agent.dry_run", "agent.checks", "agent.removal", "agent.experiments"),
     ("agent.doctor", "agent.clean"),
     ("agent.loop",),
     ("agent.cli",),

@@ -28,6 +28,16 @@ RUN_ELSEWHERE = {
     "ftloop clean --dry-run": "tests/test_cli.py",
     "ftloop clean": "tests/test_cli.py",
     "ftloop clean --images --checkpoints": "tests/test_cli.py",
+    "ftloop train --config docs/examples/train.yaml --run_name first": "tests/test_experiment_real.py",
+    "outputs/tiny/first/full/eval.sh": "tests/test_experiment_real.py",
+    "ftloop train --config outputs/tiny/first/full/train_config.yaml --run_name second --learning_rate 1e-3": (
+        "tests/test_experiment_runs.py"
+    ),
+    "ftloop sweep training_config.yaml --dry-run": "tests/test_sweep.py",
+    "ftloop sweep training_config.yaml": "tests/test_sweep.py",
+    "ftloop list": "tests/test_sweep.py",
+    "ftloop list --detail --purpose hyperparameter_tuning": "tests/test_sweep.py",
+    "ftloop trace Data_v2/synthetic/prompt_engineering/copa_mezo_v1/Copa": "tests/test_sweep.py",
 }
 """Command -> the file that runs it."""
 

@@ -161,9 +161,23 @@ def _counted(base: type[Any], told: Model) -> type[Any]:
     """OpenCompass' wrapper, which counts what it answers and is told no stop words."""
 
     class Counted(base):  # type: ignore[misc]
+        model: Any
+
         def _get_potential_stop_words(self, path: str | None) -> list[str]:
             """Those of the model's own configuration fail where it names no end token; `plain_decoding` sets them."""
             return [self.tokenizer.eos_token]
+
+        def _load_model(
+            self, path: str, kwargs: dict[str, Any], peft_path: str | None = None, peft_kwargs: Any = None
+        ) -> None:
+            """An adapter that brings tokens of its own needs room for them before it is laid on."""
+            super()._load_model(path, kwargs)
+            if peft_path is not None:
+                from peft import PeftModel
+
+                if len(self.tokenizer) > self.model.get_input_embeddings().weight.shape[0]:
+                    self.model.resize_token_embeddings(len(self.tokenizer))
+                self.model = PeftModel.from_pretrained(self.model, peft_path).eval()
 
         def generate(
             self,

@@ -123,7 +123,12 @@ def recognise(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
 
 def fingerprint(path: Path, columns: Mapping[str, str] | None = None) -> str:
     """sha256 of the content that would be trained on: the chosen files, in order, and the column map."""
-    return _fingerprint(recognise(path, columns))
+    return fingerprint_of(recognise(path, columns))
+
+
+def fingerprint_of(dataset: Dataset) -> str:
+    """The same of files that were chosen already."""
+    return _fingerprint(dataset)
 
 
 def usable(dataset: Dataset) -> tuple[int, int]:

@@ -80,6 +80,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
         memory: Bytes that a training may hold on each device, its libraries included; None if unknown.
         disk: Bytes that one job may write (FT_TRIAL_DISK); None for any number.
         arguments: Those of the LLaMA-Factory that trains; None for the pinned one.
+        by_hand: Keys that a person has set over the harness's (by_hand.py). program: What trains from `train.yaml`.
+        reads: What else its job may read.
     """
 
     model: ModelInfo
@@ -99,6 +101,9 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None
     disk: int | None = None
     arguments: dict[str, Argument] | None = None
+    by_hand: dict[str, Any] = {}
+    program: tuple[str, ...] = ("llamafactory-cli", "train", "train.yaml")
+    reads: tuple[str, ...] = ()
 
     @property
     def workers(self) -> int:
@@ -202,6 +207,7 @@ def config(recipe: Recipe, plan: TrainingPlan, output_dir: Path, *, mini: bool) 
         owned["use_cpu"] = True
     if deepspeed(recipe, plan):
         owned["deepspeed"] = str(output_dir.parent / DEEPSPEED)
+    owned |= plan.by_hand
     if mini:
         # Memory is the same from two summed steps on, so that a mini-run stays short.
         steps = min(2, int(chosen["gradient_accumulation_steps"]))
@@ -236,11 +242,11 @@ def job(bench: Bench, plan: TrainingPlan, *, deadline: float) -> Job:
     return Job(
         name=bench.name,
         environment="train",
-        argv=("llamafactory-cli", "train", "train.yaml"),
+        argv=plan.program,
         cwd=stage,
         log=f"{stage}/train.log",
         deadline=deadline,
-        mounts=(Mount(plan.model.path), Mount(plan.data.directory), Mount(stage, writable=True)),
+        mounts=(*map(Mount, (plan.model.path, plan.data.directory, *plan.reads)), Mount(stage, writable=True)),
         variables=variables,
     )
 
