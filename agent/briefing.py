@@ -53,7 +53,8 @@ def study_brief(
     first = next(rows.read(file), {})
     held = contamination.held_rows(plan.data.contamination, paths.contamination)
     whole = None if work is None else partial(_laid_out, work)
-    library = StudyLibrary(file, held, paths, Path(plan.model.path) / "tokenizer.json", whole)
+    cleaned = partial(contamination.without_questions, benchmarks=benchmarks)
+    library = StudyLibrary(file, held, paths, Path(plan.model.path) / "tokenizer.json", whole, cleaned)
     return StudyBrief(
         dataset=dataset,
         rows=plan.data.rows,

@@ -36,6 +36,7 @@ class StudyLibrary:
         held: Those, from 1, that hold a benchmark's question; None where nobody knows which.
         tokenizer: The model's `tokenizer.json`, by which lengths are counted.
         whole: Lays out the data set as scripts get it, when first asked: all columns, no row that holds a question.
+        cleaned: A text without lines that hold a benchmark's question; a script may print what a model knew by heart.
     """
 
     file: Path
@@ -43,6 +44,7 @@ class StudyLibrary:
     paths: StudyPaths
     tokenizer: Path
     whole: Callable[[], Path] | None = None
+    cleaned: Callable[[str], str] = str
 
     def rows(self, start: int, count: int) -> Sequence[str]:
         """Rows as JSON, numbered among those that may be shown: what is left out leaves no gap."""
@@ -65,7 +67,8 @@ class StudyLibrary:
     def log(self, trial: int, stage: LogStage) -> str:
         """The end of what the stage's job printed."""
         directory = self.paths.stage(trial, stage)
-        return next((said for name in LOGS[stage] if (said := logs.tail(directory / name, 80, 6_000))), "")
+        said = next((said for name in LOGS[stage] if (said := logs.tail(directory / name, 80, 6_000))), "")
+        return self.cleaned(said) if said else ""
 
     def statistics(self, shown: int = data_statistics.SHOWN) -> data_statistics.DataStatistics:
         """Figures of what is trained on, as far as it may be shown."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -19,6 +20,7 @@ from agent.errors import BudgetEnded, MachineError, TrialFailed
 from agent.gateway import AnswerStore, Chat, Gateway
 from agent.gateway import Limits as GatewayLimits
 from agent.llm import Endpoint, Price, Secret
+from agent.llm.client import MAX_OUTPUT
 from agent.money import Money
 from agent.records import Recipe, TrainingData, Usage
 from agent.report.plain import PlainView
@@ -400,3 +402,56 @@ def test_the_studys_money_is_a_limit_and_ends_the_call(desk: Desk) -> None:
         assert 0.1 <= paid <= 0.2, "most of it was used, although several requests reserve at a time"
         assert len(server.requests) == round(paid / COST)
         assert not desk.mended
+
+
+def test_an_endpoint_that_goes_down_is_no_finding_where_the_script_gets_by_without_answers(desk: Desk) -> None:
+    up = True
+
+    def half(request: ChatRequest) -> ChatAnswer:
+        return answers(request) if up or request.number <= 4 else ChatAnswer(status=500, error="down")
+
+    patient = HEAD + (
+        "from ftloop_llm import ask_many\n"
+        "replies = ask_many([row['question'] for row in rows[:40]], concurrency=4, missing='nothing was said')\n"
+        "emit({'instruction': row['question'], 'output': reply} for row, reply in zip(rows, replies))\n"
+    )
+    with offered(desk, half):
+        up = False
+        with pytest.raises(MachineError, match="could not be had"):
+            desk(script=patient)
+        up = True
+        made = desk(script=patient)
+    assert made.rows == 40
+    assert not any(row["response"] == "nothing was said" for row in desk.rows(made)), "nothing of it was kept as data"
+
+
+def test_a_script_that_asks_for_endless_answers_does_not_end_the_call(desk: Desk) -> None:
+    """A reply is reserved as long as the study's longest, whatever a script asks for."""
+    endless = ASKS.replace("concurrency=4", "concurrency=4, max_tokens=10**9")
+    with offered(desk, limit=10.0) as server:
+        assert desk(script=endless).rows == 14
+    assert {request.body["max_tokens"] for request in server.requests} == {MAX_OUTPUT}
+
+
+def test_a_repair_is_asked_for_once_however_often_the_stage_is_broken_off(desk: Desk) -> None:
+    asked: list[str] = []
+    recipe, bench = Recipe(train={}, script="raise SystemExit('first')\n"), desk.bench()
+    second = "raise SystemExit('second')\r\n# é\n"
+
+    def broken_off(script: str, problem: str) -> str:
+        asked.append(script)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return second
+
+    def goes_on(script: str, problem: str) -> str:
+        asked.append(script)
+        return GOOD
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(bench, recipe, desk.plan, desk.work, broken_off)
+    shutil.rmtree(bench.directory)
+    bench.directory.mkdir()
+    made = prepare(bench, recipe, desk.plan, desk.work, goes_on)
+    assert (made.script, made.repairs) == (GOOD, 2)
+    assert asked == [recipe.script, second, second], "the first repair was kept"

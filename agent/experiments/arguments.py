@@ -29,11 +29,13 @@ _TYPES: tuple[Type, ...] = ("bool", "int", "float", "dict", "list", "str", "null
 
 
 class About(msgspec.Struct, frozen=True):
-    """What people are told about an argument. choices: All allowed values; empty for any."""
+    """What people are told about an argument. choices: All allowed values; empty for any. low, high: Inclusive."""
 
     help: str
     choices: tuple[Scalar, ...] = ()
     part: Part = "run"
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,10 @@ class _Common:
         tuple[str, ...],
         About("benchmarks, as in FT_BENCHMARK_DATASETS; empty: those of the demo, else of FT_BENCHMARK_DATASETS"),
     ] = ()
-    num_fewshot: Annotated[int, About("examples before each question")] = 0
-    limit: Annotated[int | None, About("questions of each benchmark; unset: all")] = None
+    num_fewshot: Annotated[int, About("examples before each question", low=0)] = 0
+    limit: Annotated[int | None, About("questions of each benchmark; unset: all", low=1)] = None
     samples: Annotated[
-        int | None, About("answers a question, whose mean is its score; unset: more where questions are few")
+        int | None, About("answers a question, whose mean is its score; unset: more where questions are few", low=1)
     ] = None
     overwrite: Annotated[bool, About("replace what an earlier run of this name left", part="call")] = False
     dry_run: Annotated[bool, About("print the arguments, where each comes from, and stop", part="call")] = False
@@ -75,7 +77,9 @@ class TrainArguments(_Common):
         About("rows that hold questions of the tasks: trained on, and scores are marked; removed; or refused"),
     ] = "mark"
     template: Annotated[str | None, About("LLaMA-Factory's template; unset: the model's own chat template")] = None
-    seed: Annotated[int, About("seed of weights that are made, and of the order of the data")] = 42
+    seed: Annotated[
+        int, About("seed of weights that are made, and of the order of the data", low=0, high=2**32 - 1)
+    ] = 42
     trainer: Annotated[
         str,
         About("direct is Transformers and PEFT alone; auto is LLaMA-Factory where it can", ("auto", *by_hand.TRAINERS)),
@@ -143,6 +147,9 @@ def _field(one: dataclasses.Field[Any], hint: Any) -> Field:
         help=about.help,
         default=None if one.default is dataclasses.MISSING else one.default,
         choices=literal or about.choices,
+        low=about.low,
+        high=about.high,
+        parts=None if literal else annotated,
         required=one.default is dataclasses.MISSING,
         part=about.part,
     )

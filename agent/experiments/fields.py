@@ -37,6 +37,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         types: What it may be, the first that fits being taken; with "null" it may be unset.
         help: For people; one sentence. choices: All allowed values; empty for any.
+        low, high: Inclusive bounds of a number. parts: What a list or mapping may hold, as a type; None for anything.
     """
 
     name: str
@@ -44,6 +45,9 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     help: str
     default: Any = None
     choices: tuple[Scalar, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    parts: Any = None
     required: bool = False
     part: Part = "run"
 
@@ -69,19 +73,35 @@ def read_value(field: Field, value: Any, *, typed: bool) -> Any:
         near = nearest(str(found), map(str, field.choices))
         hint = f" (did you mean {near}?)" if near else ""
         raise ValueError(f"{shown(found)} is none of {', '.join(map(str, field.choices))}{hint}")
+    if isinstance(found, int | float) and field.low is not None and found < field.low:
+        raise ValueError(f"must be at least {field.low:g}, is {shown(found)}")
+    if isinstance(found, int | float) and field.high is not None and found > field.high:
+        raise ValueError(f"must be at most {field.high:g}, is {shown(found)}")
+    require_parts(field, found)
     return found
+
+
+def require_parts(field: Field, value: Any) -> None:
+    """ValueError where a list or mapping holds what it may not."""
+    if field.parts is not None and isinstance(value, list | dict):
+        try:
+            msgspec.convert(value, field.parts)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"{shown(value)} holds something else than it may: {error}") from None
 
 
 def read_scalar(text: str) -> Any:
     """A value below a dotted key, whose type no field says: a number, true, false, null, a list or mapping, a text."""
     import yaml
 
+    from agent.experiments import yaml_text
+
     for name in ("int", "float"):
         if (number := _READERS[name](text, False)) is not None:
             return number
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml_text.parse(text)[1]
+    except (yaml.YAMLError, ValueError):
         return text
 
 
@@ -155,13 +175,15 @@ def _flow(text: str) -> Any:
     """A list or mapping as JSON or YAML write it in one line; None where it is neither."""
     import yaml
 
+    from agent.experiments import yaml_text
+
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml_text.parse(text)[1]
+    except (yaml.YAMLError, ValueError):
         return None
 
 

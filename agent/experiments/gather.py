@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from agent.errors import StudyError, UsageError
-from agent.experiments import cells, ledger, names
+from agent.experiments import cells, ledger, names, yaml_text
 from agent.experiments.arguments import TrainArguments, fields
 from agent.experiments.cells import DataUsed
 from agent.experiments.places import HIDDEN, OUTPUTS
@@ -76,12 +76,12 @@ def _roots(entries: Iterable[IndexEntry]) -> Iterator[Path]:
 
 
 def _cells(roots: Iterable[Path], notes: list[str]) -> Iterator[Result]:
-    for root in dict.fromkeys(root.resolve() for root in roots):
-        for directory in cells.find(root):
-            try:
-                yield _cell(directory)
-            except UsageError as error:
-                notes.append(error.message)
+    found = (directory for root in dict.fromkeys(root.resolve() for root in roots) for directory in cells.find(root))
+    for directory in dict.fromkeys(found):  # once, where a root lies in another one
+        try:
+            yield _cell(directory)
+        except UsageError as error:
+            notes.append(error.message)
 
 
 def _cell(directory: Path) -> Result:
@@ -155,11 +155,15 @@ def _journals(
         if identity is None:
             notes.append(f"{file}: it does not say what was trained")
             continue
-        if kind == "run":
-            root = file.parent.parent
-            yield _run(named.get(str(root), "/".join(root.parts[-3:])), file, journal.state, identity, workspace)
-        else:
-            yield from _trials(file, journal.state, identity, workspace)
+        root = file.parent.parent
+        try:
+            if kind == "run":
+                identifier = named.get(str(root), "/".join(root.parts[-3:]))
+                yield _run(identifier, file, journal.state, identity, workspace)
+            else:
+                yield from list(_trials(file, journal.state, identity, workspace))
+        except msgspec.MsgspecError as error:
+            notes.append(f"{file}: what it records cannot be read: {error}")
 
 
 def _run(identifier: str, file: Path, state: State, identity: Identity, workspace: Path) -> Result:
@@ -200,7 +204,7 @@ def _run(identifier: str, file: Path, state: State, identity: Identity, workspac
 def _snapshot(file: Path) -> dict[str, Any]:
     """Every argument of a run; empty where it was not trained, or the file cannot be read."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml_text.parse(file.read_text(encoding="utf-8"))[1]
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

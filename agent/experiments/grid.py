@@ -12,8 +12,9 @@ import msgspec
 import yaml
 
 from agent.errors import UsageError
-from agent.experiments import names
+from agent.experiments import names, yaml_text
 from agent.records import Recipe, Value
+from scenarios.finetune import by_hand
 from scenarios.finetune.arguments import canonical, nearest
 from scenarios.finetune.contamination import Mode
 from scenarios.finetune.keys import OPEN
@@ -131,12 +132,11 @@ class _Reader:
         self._file, self._data_root = file, data_root
         self._lines: dict[str, int] = {}
         try:
-            node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            node, content = yaml_text.parse(file.read_text(encoding="utf-8"))
             self._note(node)
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{file} cannot be read: {error}", "name a training_config.yaml") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"{file} is no YAML: {error}", "mend the file") from error
         self._content = self._mapping(content, "")
         self._warnings: list[str] = []
@@ -271,6 +271,8 @@ class _Reader:
             raise self._wrong(where, "the method says what is trained", "use method: fo_full or fo_lora")
         if isinstance(value, list) and not value:
             raise self._wrong(where, "an empty list spans no grid", "give at least one value, or leave it out")
+        if isinstance(value, list) and len(value) > _MOST_CELLS:
+            raise self._wrong(where, f"the grid has {len(value):,} cells", f"{_MOST_CELLS:,} at most")
         found = [self._value(key, one) for one in (value if isinstance(value, list) else [value])]
         if twice := [one for index, one in enumerate(found) if one in found[:index]]:
             raise self._wrong(where, f"{twice[0]} is there twice", "each value once")
@@ -291,6 +293,8 @@ class _Reader:
             raise self._wrong(where, str(error).removeprefix(f"{name}: "), "") from None
         if typed is None:
             raise self._wrong(where, "has no value", "give one, or leave the key out")
+        if found := by_hand.out_of_bounds(where, typed, OPEN[name], TYPES[self._method()]):
+            raise UsageError(f"{self._where(where)}: {found[0]}", "mend the file")
         return typed
 
     def _section(self, name: str, keys: Sequence[str] | None = ()) -> dict[str, Any]:

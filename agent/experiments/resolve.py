@@ -19,7 +19,6 @@ from agent.settings import Settings
 from scenarios.finetune import by_hand, estimate_rules, training
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.data import Prepared
-from scenarios.finetune.keys import STAGES
 from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan
 
@@ -56,8 +55,12 @@ def resolve(
     machine: Hardware,
     settings: Settings,
     tasks: Sequence[str],
+    stages: Sequence[str],
 ) -> Resolved:
     """Decide all that was left open; what is decided already stays, so that a snapshot resolves to itself.
+
+    Args:
+        tasks: What is measured. stages: Those that the data can be trained in.
 
     Raises:
         UsageError: Something cannot be trained; says where it was asked for.
@@ -70,7 +73,7 @@ def resolve(
     extra = {name: _joined(value) for name, value in values.part(known, "trainer").items()}
     own = _of_direct(arguments)
     trainer = by_hand.choose_trainer(arguments.trainer, own)
-    found = problems(given, msgspec.structs.replace(plan.bounds, rows=None, stages=STAGES)) or by_hand.problems(
+    found = problems(given, msgspec.structs.replace(plan.bounds, rows=None, stages=tuple(stages))) or by_hand.problems(
         given | extra, trainer
     )
     if trainer == "direct" and arguments.template is not None:

@@ -44,15 +44,24 @@ def write(path: Path, text: str) -> None:
         file.write(text)
 
 
-def write_script(path: Path, config: Path, cwd: Path) -> None:
-    """Write eval.sh: it runs from anywhere, where the directory was moved too, with more arguments behind it."""
-    here = config.name if config.parent == path.parent else str(config)
+def write_script(path: Path, config: Path, cwd: Path, weights: tuple[str, Path] | None = None) -> None:
+    """Write eval.sh, beside `config`: it runs from anywhere, with more arguments behind it.
+
+    Args:
+        cwd: Where the evaluation starts from.
+        weights: The argument that names the weights, and where they lie, if that is below the script's directory. Where
+            this was renamed or moved, they are found, and the results put, below its new place.
+    """
+    moved = '--output_dir "$here"'
+    if weights is not None:
+        moved += f' --{weights[0]} "$here"/{shlex.quote(str(weights[1].relative_to(path.parent)))}'
     text = f"""#!/bin/sh
-# Evaluates this run again, as {here} says: ./eval.sh [--KEY VALUE ...]
+# Evaluates this run again, as {config.name} says: ./eval.sh [--KEY VALUE ...]
 set -eu
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+[ "$here" = {shlex.quote(str(path.parent.resolve()))} ] || set -- {moved} "$@"
 cd -- {shlex.quote(str(cwd))}
-exec {shlex.quote(sys.executable)} -m agent.cli eval --config "$here"/{shlex.quote(here)} "$@"
+exec {shlex.quote(sys.executable)} -P -m agent.cli eval --config "$here"/{shlex.quote(config.name)} "$@"
 """
     write(path, text)
     path.chmod(0o755)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from agent.errors import UsageError
-from agent.experiments.fields import Field, nearest, read_scalar, read_value
+from agent.experiments.fields import Field, nearest, read_scalar, read_value, require_parts
 
 CONFIG = "config"
 COMMAND_LINE, DEFAULT = "command line", "default"
@@ -169,13 +169,15 @@ def _yaml(fields: Mapping[str, Field], path: Path, shown: str) -> _Given:
     """What a YAML file says, with the line of each key."""
     import yaml
 
+    from agent.experiments import yaml_text
+
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UsageError(f"--config {shown} cannot be read: {reason}", f"check the file {path}") from error
     try:
-        node, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+        node, values = yaml_text.parse(text)
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{shown}:{mark.line + 1}" if mark else shown
@@ -214,6 +216,10 @@ def _below(one: Field, current: Any, cells: Sequence[tuple[list[str], Any]]) -> 
             inner[step] = dict(inner[step]) if isinstance(inner.get(step), Mapping) else {}
             inner = inner[step]
         inner[path[-1]] = value
+    try:
+        require_parts(one, found)
+    except ValueError as error:
+        raise UsageError(f"command line: {one.name}: {error}", f"{one.name}: {one.help}") from None
     return found
 
 

@@ -22,7 +22,7 @@ from agent.records import Checked, Checkpoint, Identity, Proposal
 from agent.store import identity_hash
 from agent.study import StageBench, Study
 from scenarios import Bench
-from scenarios.finetune import contamination, data, template_check
+from scenarios.finetune import contamination, data, preferences, template_check
 from scenarios.finetune.benchmarks import Benchmark
 from scenarios.finetune.data import Prepared
 from scenarios.finetune.files import sync, sync_tree
@@ -52,6 +52,7 @@ def train(
         machine=lab.machine,
         settings=lab.settings,
         tasks=lab.tasks(arguments.tasks, arguments.dataset),
+        stages=preferences.stages(chosen.columns),
     )
     model = arguments.model_name or model_name(arguments.model_name_or_path)
     where = places(model, arguments.run_name, run.method, arguments.output_dir, "train", lab.cwd)
@@ -163,14 +164,15 @@ def _remove(where: Places) -> None:
     for path in where.paths.root.iterdir():
         if path != where.paths.lock:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in (where.config("train"), where.config("eval"), where.script):
+    for path in (where.config("eval"), where.script):
         path.unlink(missing_ok=True)
     shutil.rmtree(where.root / "eval", ignore_errors=True)
     if where.weights != where.root:
         shutil.rmtree(where.weights, ignore_errors=True)
-        return
-    for path in [path for pattern in _WEIGHTS for path in where.weights.glob(pattern)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        for path in [path for pattern in _WEIGHTS for path in where.weights.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    where.config("train").unlink(missing_ok=True)  # last: after a kill it says whose files these are
 
 
 def trained(study: Study, where: Places, run: Resolved, description: str, *, checkpoints: bool) -> Checkpoint:
@@ -230,6 +232,7 @@ def _placed(made: Checkpoint, stage: Path, weights: Path, *, checkpoints: bool) 
 def _offer_evaluation(where: Places, run: Resolved, model: str, checkpoint: Checkpoint, cwd: Path) -> None:
     """Write eval_config.yaml and eval.sh for what was trained."""
     known = fields(EvalArguments)
+    weights = "adapter_name_or_path" if checkpoint.adapter else "model_name_or_path"
     values = {name: run.values.get(name, one.default) for name, one in known.items()} | {
         "model_name_or_path": run.values["model_name_or_path"] if checkpoint.adapter else str(where.weights),
         "adapter_name_or_path": str(where.weights) if checkpoint.adapter else None,
@@ -239,4 +242,4 @@ def _offer_evaluation(where: Places, run: Resolved, model: str, checkpoint: Chec
     }
     if not where.config("eval").exists():
         snapshots.write(where.config("eval"), snapshots.snapshot(known, values, "eval"))
-    snapshots.write_script(where.script, where.config("eval"), cwd)
+    snapshots.write_script(where.script, where.config("eval"), cwd, (weights, where.weights))

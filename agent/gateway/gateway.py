@@ -100,13 +100,16 @@ class _Asked(msgspec.Struct):
     n: Literal[1] | None = None
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=1)]  # to some servers, -1 or 0 is no limit at all
+
+
 class _Options(msgspec.Struct, omit_defaults=True):
     """What a job may choose in the role of writing data."""
 
     temperature: float | None = None
     top_p: float | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     presence_penalty: float | None = None

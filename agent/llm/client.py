@@ -25,7 +25,7 @@ import msgspec
 
 from agent.errors import BudgetEnded, UsageError
 from agent.llm.endpoint import ContextOverflow, Endpoint, EndpointError, Price, charge
-from agent.llm.form import Form, Message, overflows, share_that_fits
+from agent.llm.form import LIMITS, Form, Message, overflows, share_that_fits
 from agent.llm.reply import Reply, find_object, first_line, plain_text, tool_calls, without_thinking
 from agent.money import Money
 from agent.records import Usage
@@ -226,10 +226,11 @@ class ChatModel:
         request.extensions["trace"] = trace
 
     def _bounded(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options, with a longest reply where its cost is limited."""
-        counts = self._money.limit is not None and bool(self._price.output)
-        bounded = "max_tokens" in options or "max_completion_tokens" in options
-        return {**options, "max_tokens": MAX_OUTPUT} if counts and not bounded else dict(options)
+        """The options, with a longest reply where its cost is limited: as asked, but no longer than `MAX_OUTPUT`."""
+        if self._money.limit is None or not self._price.output:
+            return dict(options)
+        limits = {name: min(options[name], MAX_OUTPUT) for name in LIMITS if options.get(name)}
+        return {**options, **(limits or {"max_tokens": MAX_OUTPUT})}
 
     def _paid(self, form: Form, request: dict[str, Any], asked: Mapping[str, Any]) -> tuple[_Answer | _Lost, Usage]:
         """One HTTP request, whose highest cost is reserved before it is sent, and what it consumed."""

@@ -16,7 +16,8 @@ Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant" | "tool", "content": a text, ...}, as the endpoint reads it."""
 
 _KEPT = ("model", "messages", "response_format")
-_LIMITS = ("max_tokens", "max_completion_tokens")
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""What the field that bounds a reply's length is called."""
 _TOOLS = re.compile(r"\btools?\b|\bfunction.?call")  # in a refusal: "does not support tools", "auto" tool choice ...
 _OVERFLOW = re.compile(
     r"context.{0,20}(?:length|size|window|limit)|exceed_context|prompt is too long|too many (?:input )?tokens"
@@ -54,7 +55,7 @@ class Form(msgspec.Struct, frozen=True):
         Tools and a response format are never asked for together: several endpoints refuse that, and others then never
         call a tool. Without tools, what they said before is told as plain text, which every endpoint takes.
         """
-        named = {self.limit if name in _LIMITS else name: value for name, value in options.items()}
+        named = {self.limit if name in LIMITS else name: value for name, value in options.items()}
         request = {name: value for name, value in named.items() if name not in self.without}
         offered = () if "tools" in self.without else tools
         said = list(messages) if offered else _without_tools(messages)

@@ -21,6 +21,7 @@ from agent.propose.duplicates import same_script
 from agent.propose.tools import Toolbox
 from agent.records import History, Lesson, Proposal, Trial, Usage
 
+REFUSAL = 200  # characters of why a reply was refused, in the proposal that came of it
 PROBLEM = 6_000  # characters of what went wrong with a script
 SCRIPT_SCHEMA = {
     "type": "object",
@@ -96,8 +97,12 @@ class Writer:
         )
         toolbox = Toolbox(history, self._brief.library, logs=self._brief.logs) if self._brief.tools else None
 
+        refused: list[str] = []
+
         def read(reply: Reply) -> tuple[Proposal | None, list[str]]:
-            return self._reader.read(reply, history, pending)
+            proposal, problems = self._reader.read(reply, history, pending)
+            refused.extend(one_line(problem, REFUSAL) for problem in problems[:1])
+            return proposal, problems
 
         def begin(tokens: int, measure: TokenMeasure) -> list[Message]:
             return opening(asked, tokens, measure).messages
@@ -106,7 +111,7 @@ class Writer:
             proposal, usage = self._dialogue.hold("propose", begin, self._schema, read, toolbox)
         except Unusable as failed:
             raise ProposalFailed("proposal", failed, "proposal") from None
-        return msgspec.structs.replace(proposal, usage=usage)
+        return msgspec.structs.replace(proposal, usage=usage, refused=tuple(refused))
 
     def mend(self, proposal: Proposal, problem: str) -> Proposal:
         """The proposal with a corrected data script; `usage` is what the correction consumed.

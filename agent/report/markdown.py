@@ -222,7 +222,7 @@ def _trial_row(trial: Trial, *, winner: bool) -> tuple[str, ...]:
     return (
         number,
         words.markdown(words.hypothesis(trial.proposal, 300), 300),
-        words.markdown(words.change(trial.proposal)) + _why_changed(trial),
+        words.markdown(words.change(trial.proposal)) + _along_the_way(trial),
         words.mean(trial.scores) if trial.scores else "",
         words.markdown(words.verdict(trial)),
         words.difference(trial.comparison) if trial.comparison else "",
@@ -230,10 +230,15 @@ def _trial_row(trial: Trial, *, winner: bool) -> tuple[str, ...]:
     )
 
 
-def _why_changed(trial: Trial) -> str:
-    """What memory or time changed before the training."""
-    why = trial.checkpoint.why if trial.checkpoint else ""
-    return f"<br>*{words.markdown(why, 300)}*" if why else ""
+def _along_the_way(trial: Trial) -> str:
+    """What was refused, made and changed before the training, a line each."""
+    notes = [f"reply refused: {why}" for why in (trial.proposal.refused if trial.proposal else ())]
+    if made := trial.data:
+        mended = f", mended {words.count(made.repairs, 'time')}" if made.repairs else ""
+        notes.append(f"{made.rows:,} rows of its own, by {f'process_data.py{mended}' if made.script else 'data steps'}")
+    if trial.checkpoint and trial.checkpoint.why:
+        notes.append(trial.checkpoint.why)
+    return "".join(f"<br>*{words.markdown(note, 300)}*" for note in notes)
 
 
 def _recipe(report: StudyReport) -> str:

@@ -77,7 +77,7 @@ def choose_trainer(wanted: str, needs_direct: Mapping[str, Any]) -> str:
 def problems(keys: Mapping[str, Value], trainer: str) -> list[str]:
     """What is wrong with these keys, those of a recipe and those of `KEYS` alike, beyond what their types say."""
     method = keys.get("finetuning_type", "lora")
-    found = [line for key, rule in KEYS.items() if key in keys for line in _out_of_bounds(key, keys[key], rule, method)]
+    found = [line for key, rule in KEYS.items() if key in keys for line in out_of_bounds(key, keys[key], rule, method)]
     if "early_stopping_steps" in keys and not keys.get("val_size"):
         found.append("early_stopping_steps: needs rows to evaluate on; set val_size, as in val_size: 0.1")
     if keys.get("eval_strategy", "no") != "no" and not keys.get("val_size"):
@@ -99,7 +99,8 @@ def _in_direct(key: str) -> bool:
     return key in DIRECT_KEYS or key not in schema() or schema()[key].owner == "TrainingArguments"
 
 
-def _out_of_bounds(key: str, value: Value, rule: Open, method: Value) -> list[str]:
+def out_of_bounds(key: str, value: Value, rule: Open, method: Value) -> list[str]:
+    """What is wrong with one value by its key's own rule, which `key` names; `method` is the finetuning_type."""
     if (needed := rule.methods) and method not in needed:
         return [f"{key}: has no effect with finetuning_type: {method}; leave it out, or train with {needed[0]}"]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -108,6 +109,7 @@ def _out_of_bounds(key: str, value: Value, rule: Open, method: Value) -> list[st
         ("at least", rule.low, rule.low is not None and value < rule.low),
         ("more than", rule.above, rule.above is not None and value <= rule.above),
         ("at most", rule.high, rule.high is not None and value > rule.high),
+        ("less than", rule.below, rule.below is not None and value >= rule.below),
     )
     return [f"{key}: must be {words} {limit:g}, is {value:g}" for words, limit, broken in limits if broken]
 
@@ -142,6 +144,14 @@ def token_problems(own: Mapping[str, Any], keys: Mapping[str, Value]) -> list[st
         f"{name}: {given!r} must map a token to a text"
         for name, given in (("special_tokens", tokens), ("replace_text", replaced))
         if not all(isinstance(text, str) for text in given.values())
+    ]
+    found += [
+        f"{name}: an empty text is no {what}"
+        for name, what, given in (
+            ("special_tokens", "token", list(tokens)),
+            ("replace_text", "text to replace, and no token", [*replaced, *replaced.values()]),
+        )
+        if "" in given
     ]
     fresh = [*tokens, *(token for token in dict.fromkeys(replaced.values()) if token not in tokens)]
     if how in ("description", "combined") and (bare := [token for token in fresh if not tokens.get(token)]):

@@ -3,6 +3,7 @@
 directory/                   of the study; no job sees more of it than its own mounts
   input/                     the data set as scripts and steps get it, without the benchmarks' questions
   scripts/<key>/             what scripts wrote, by content (data_script.py)
+  mended/<stage>/            the repairs of a trial's script, by their number and what was repaired
   made/<key>/                what is trained on, as LLaMA-Factory reads it; goes when its trials are dropped
   made/<key>.json            the record of it; <key>.found.jsonl says which rows held which question
 """
@@ -12,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -113,7 +115,7 @@ def prepare(bench: Bench, recipe: Recipe, plan: TrainingPlan, work: DataWork, me
     for repairs in range(REPAIRS + 1 if script else 1):
         if repairs:
             bench.say(f"the data script goes back to its author: {reason}")
-            script = mend(script, report)
+            script = _mended(work.directory / "mended" / bench.name, script, repairs, partial(mend, script, report))
         try:
             made = attempt(script, repairs)
         except Unusable as error:
@@ -122,6 +124,21 @@ def prepare(bench: Bench, recipe: Recipe, plan: TrainingPlan, work: DataWork, me
             return msgspec.structs.replace(made, script=script, repairs=repairs)
     again = f" after {REPAIRS} repairs" if script else ""
     raise TrialFailed("data", f"no data that can be trained on{again}: {reason}", report)
+
+
+def _mended(directory: Path, script: str, number: int, mend: Callable[[], str]) -> str:
+    """The script's `number`-th repair in this trial; kept, so that a stage that was broken off does not pay for it again.
+
+    A replay too counts on that each repair was asked for once.
+    """
+    file = directory / f"{number}-{hashlib.sha256(script.encode()).hexdigest()[:16]}.py"
+    with suppress(FileNotFoundError):
+        return file.read_bytes().decode()
+    mended = mend()
+    directory.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as target:
+        target.write(mended)
+    return mended
 
 
 def _limits(recipe: Recipe, plan: TrainingPlan, work: DataWork, given: ScriptInput) -> Limits:
@@ -190,7 +207,7 @@ class _Attempt:
         if place.exists() and not ran.reused:
             shutil.move(place, self.bench.directory / f"script-{number + 1}")
         if not ran.report.usable:
-            asking.require_answers()
+            asking.require_money()
             raise Unusable(ran.report.reason, ran.report.for_agent())
         return ran
 

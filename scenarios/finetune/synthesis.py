@@ -27,7 +27,12 @@ class Session:
 
     @contextmanager
     def door(self) -> Iterator[Path | None]:
-        """The socket for one run, which is closed with it."""
+        """The socket for one run, which is closed with it.
+
+        Raises:
+            MachineError: The endpoint is down, or refuses us: what the script made of that is no finding, also where it
+                got by without the answers. Those that there are are kept.
+        """
         if self._models is None:
             yield None
             return
@@ -39,20 +44,13 @@ class Session:
             self._last = gateway.report()
             if self._last.usage.calls:
                 self._bench.spend(self._last.usage, paid=True)
-
-    def require_answers(self) -> None:
-        """Asked where a script failed, as it may have failed for want of answers.
-
-        Raises:
-            BudgetEnded: The study's money did not reach.
-            MachineError: The endpoint is down, or refuses us. Answers so far are kept.
-        """
-        if self._last is None:
-            return
-        if self._last.unpaid:
-            raise BudgetEnded(self._last.unpaid)
         if self._last.failure:
             raise MachineError(
-                f"a data script asked for answers, and there were none: {self._last.failure}",
+                f"a data script asked for answers that could not be had: {self._last.failure}",
                 "mend FT_CHAT_, FT_STRONG_MODELS or FT_WEAK_MODELS, or wait; answers so far are not asked for again",
             )
+
+    def require_money(self) -> None:
+        """Asked where a script failed: raises BudgetEnded where the study's money did not reach for its questions."""
+        if self._last is not None and self._last.unpaid:
+            raise BudgetEnded(self._last.unpaid)

@@ -142,7 +142,7 @@ def test_the_story_of_six_trials(story: tuple[User, Agent, str]) -> None:
     assert proposed(repaired).usage.calls == 2
     assert hungry.checkpoint is not None
     assert hungry.checkpoint.changed["per_device_train_batch_size"] == 512
-    assert "ran out of memory" in hungry.checkpoint.why
+    assert hungry.checkpoint.why.startswith("out of memory")
     assert scripted.data is not None
     assert (scripted.data.repairs, scripted.data.script, scripted.data.rows) == (1, GOOD_SCRIPT, 4000)
     assert proposed(another).usage.calls == 2
@@ -162,7 +162,13 @@ def proposed(trial: Trial) -> Any:
 def report_tells_it(user: User, state: State, output: str) -> None:
     (entry,) = user.studies()
     report = (Path(entry.path) / "report.md").read_text()
-    for words in ("train all of it", "1024 -> 512", "say it twice", "process_data.py", "train for longer", "better"):
+    for words in (
+        "reply refused: 'learning\\_rat'",
+        "1024 -\\> 512",
+        "4,000 rows of its own, by process\\_data.py, mended 1 time",
+        "reply refused: this recipe nearly equals that of trial 1",
+        "| **6** | it helps to train for longer | train for longer | 1.000",
+    ):
         assert words in report, words
     assert "trial 6" in output
     published = user.workspace / "output" / entry.id / "recipe.yaml"
