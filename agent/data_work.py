@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from agent.chat import ALONE
 from agent.errors import UsageError
 from agent.journal import LlamaFactoryChosen
@@ -39,14 +41,19 @@ def data_work(
     say: Say,
     *,
     asks: bool,
+    replay: Path | None = None,
 ) -> DataWork:
     """What the study's trials may do to its data.
 
     Args:
         trainer: The LLaMA-Factory in whose environment scripts run.
         asks: Whether a language model proposes; else nobody writes scripts, and no model is offered to them.
+        replay: The transcript of the study that is replayed: scripts are answered as they were there.
     """
     refused = runner.refuses()
+    models = None
+    if asks and not refused:
+        models = replay_data_models(replay) if replay else choose_data_models(settings, paths, money, say)
     return DataWork(
         dataset=dataset,
         columns=columns_of(dataset),
@@ -55,7 +62,7 @@ def data_work(
         refuse=settings.contamination == "refuse",
         most=settings.upper_data_size_limit,
         no_scripts=f"a data script cannot run here: {refused}" if refused else "",
-        models=choose_data_models(settings, paths, money, say) if asks and not refused else None,
+        models=models,
         environment=(trainer and trainer.commit) or "",
     )
 
@@ -81,6 +88,11 @@ def data_models(settings: Settings) -> Models:
     return {role: [priced(role, Endpoint.of(one)) for one in several] for role, several in configured.items()}
 
 
+def in_words(models: Models) -> str:
+    """The models of each role: `strong: gpt-4o; weak: gpt-4o-mini`."""
+    return "; ".join(f"{name}: {', '.join(one.model for one, _ in several)}" for name, several in models.items())
+
+
 def choose_data_models(settings: Settings, paths: StudyPaths, money: Money, say: Say) -> Open | None:
     """The gateway that each run of a data script gets; None where no endpoint is configured. Says which models."""
     models = data_models(settings)
@@ -92,6 +104,15 @@ def choose_data_models(settings: Settings, paths: StudyPaths, money: Money, say:
     first, price = models["strong"][0]
     call = min(float(settings.llm_timeout), PATIENCE / 2)
     limits = Limits(concurrency=settings.data_concurrency, call=call, patience=PATIENCE, money=money)
-    listed = (f"{name}: {', '.join(endpoint.model for endpoint, _ in several)}" for name, several in models.items())
-    say(f"data scripts may ask models, {'; '.join(listed)}")
+    say(f"data scripts may ask models, {in_words(models)}")
     return lambda: Gateway(first, price, role, transcript=paths.work / "transcript.jsonl", limits=limits)
+
+
+def replay_data_models(transcript: Path) -> Open:
+    """Gateways that give the answers that the study beside a transcript was given, and ask nobody."""
+    from agent.gateway import AnswerStore, Chat, Gateway
+
+    nobody = Endpoint(model="replay", base_url="http://replay.localhost"), Price()
+    answers = AnswerStore(StudyPaths(transcript.parent).work)
+    role = Chat({name: [nobody] for name in ("strong", "weak")}, replayed=answers)
+    return lambda: Gateway(*nobody, role)

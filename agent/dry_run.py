@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent import hardware, hub
-from agent.chat import NUMBERS, chosen_endpoint, price, price_in_words, require_proposer
+from agent.chat import ALONE, NUMBERS, chosen_endpoint, price, price_in_words, require_proposer
+from agent.data_work import data_models, in_words
 from agent.errors import UsageError
 from agent.gather import benchmark_names, best_data_set, best_model, measures_on_disk, require_data_set
 from agent.llm import Endpoint
@@ -43,6 +44,7 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     yield from (("", line) for line in _shown(options, settings))
     yield "runner", {"auto": "docker if an engine answers, else local"}.get(settings.runner, settings.runner)
     yield "proposer", _proposer(options, settings)
+    yield from _scripts(options, settings)
     yield "budget", _budget(options)
     yield "first", f"score the base on {'the search benchmarks' if pool else 'the search half of each benchmark'}"
     yield "each trial", " -> ".join(STAGES)
@@ -156,6 +158,17 @@ def _proposer(options: LoopOptions, settings: Settings) -> str:
     endpoint = Endpoint.of(configured)
     numbers = NUMBERS if settings.proposer == "hybrid" else ""
     return f"{endpoint.model} at {endpoint.address}, {price_in_words(price(settings, endpoint))}{numbers}"
+
+
+def _scripts(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
+    """The models that data scripts ask, where some are named; UsageError where the price of one is not known."""
+    named = settings.strong_models or settings.weak_models
+    if not named or options.replay is not None or settings.proposer in ALONE or settings.chat_endpoint() is None:
+        return
+    if options.unsafe_local or settings.runner == "docker":
+        yield "scripts", f"may ask models, {in_words(data_models(settings))}"
+    else:
+        yield "scripts", "none without --unsafe-local" + ("" if settings.runner == "local" else " or an engine")
 
 
 def _budget(options: LoopOptions) -> str:

@@ -125,6 +125,7 @@ def _at_work(
             budget.money,
             view.say,
             asks=model is not None,
+            replay=options.replay,
         ),
     )
     proposer = make_proposer(

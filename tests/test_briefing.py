@@ -27,6 +27,7 @@ from scenarios.finetune.models import ModelInfo
 from scenarios.finetune.training import TrainingPlan
 from tests.records_factory import make_failed
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
+from tests.test_scoring import lay_benchmark
 
 NOWHERE = StudyPaths(Path("no-study"))
 
@@ -140,6 +141,18 @@ def test_where_such_rows_were_removed_the_first_ones_are_shown(plan: TrainingPla
     brief = contaminated(plan, tmp_path, "removed")
     assert [example.split("'")[3] for example in brief.examples] == ["question 1", "question 2", "question 3"]
     assert brief.logs
+
+
+def test_what_a_script_printed_of_a_benchmark_is_not_looked_up(plan: TrainingPlan, tmp_path: Path) -> None:
+    question = "Tom has 12 apples and gives 5 of them to Ann. How many apples does Tom have left over after that?"
+    benchmark = lay_benchmark(tmp_path, [{"question": question, "answer": "7"}, {"question": "?", "answer": "1"}])
+    paths, machine = StudyPaths(tmp_path / "study"), Hardware(cores=2, memory=4 << 30)
+    brief = study_brief("lab/mine", "demo/tiny", plan, (benchmark,), machine, lambda: "", paths)
+    log = paths.stage(1, "data") / "script-1" / "debug" / "job.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(f"asked\n{question}\ndone")
+    assert brief.library is not None
+    assert brief.library.log(1, "data") == "asked\n(left out)\ndone"
 
 
 def test_the_words_of_a_failed_training_are_not_told_where_its_data_hold_questions() -> None:

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from agent.budget import Budget
+from agent.data_work import replay_data_models
 from agent.errors import BudgetEnded, MachineError, TrialFailed
 from agent.gateway import AnswerStore, Chat, Gateway
 from agent.gateway import Limits as GatewayLimits
@@ -307,6 +308,18 @@ def test_what_does_not_fit_the_made_data_fails_the_trial(desk: Desk) -> None:
         found.prepare(desk.bench(), recipe, lambda script, problem: script)
 
 
+def test_what_could_not_even_hold_short_rows_is_refused_before_they_are_made(desk: Desk) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 100, **sizes}
+    (Path(desk.plan.model.path) / "config.json").write_text(json.dumps(config))
+    found, recipe = scenario(desk), Recipe(train={"finetuning_type": "full"}, script=GOOD)
+    roomy = dataclasses.replace(found, plan=msgspec.structs.replace(desk.plan, memory=64 << 30))
+    assert not roomy.problems(recipe)
+    small = dataclasses.replace(found, plan=msgspec.structs.replace(desk.plan, memory=1 << 20))
+    (problem,) = small.problems(recipe)
+    assert problem.startswith("the training needs about")
+
+
 # Models
 
 
@@ -365,6 +378,21 @@ def test_a_scripts_questions_are_answered_counted_kept_and_never_paid_twice(desk
     transcript = (desk.work.directory / "transcript.jsonl").read_text()
     assert "Say something." in transcript
     assert KEY not in transcript + (desk.work.directory / "answers.jsonl").read_text()
+
+
+def test_a_replay_gives_the_recorded_answers_and_asks_nobody(desk: Desk) -> None:
+    with offered(desk) as server:
+        recorded = [row["response"] for row in desk.rows(desk(script=ASKS))]
+        desk(script=ASKS.replace("strong", "weak"))
+    again = dataclasses.replace(desk.work, directory=desk.root / "again")
+    desk.work = dataclasses.replace(again, models=replay_data_models(desk.root / "transcript.jsonl"))
+    asked = len(server.requests)
+    assert [row["response"] for row in desk.rows(desk(script=ASKS))] == recorded
+    assert desk(script=ASKS.replace("strong", "weak")).rows == 14
+    with pytest.raises(TrialFailed):
+        desk(script=ASKS.replace("Say something.", "Say something else."))
+    assert "the recorded study holds no answer" in desk.mended[0]
+    assert (len(server.requests), spent(desk.last)) == (asked, Usage())
 
 
 def test_where_a_model_fails_the_next_one_answers(desk: Desk) -> None:

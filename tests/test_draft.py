@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.errors import TrialFailed
 from agent.llm import ChatModel, Endpoint
 from agent.propose import Author
 from agent.propose.brief import AllowedKey, StudyBrief
@@ -187,3 +188,20 @@ def test_a_script_that_is_not_mended_fails_the_data_stage() -> None:
     assert caught.value.reason.startswith("no valid script in 3 replies; the last one: script: line 1")
     assert caught.value.usage.calls == 3
     assert "it is the same script" in server.requests[2].messages[-1]["content"]
+
+
+def test_a_script_too_long_for_the_models_context_fails_its_trial_and_nothing_else() -> None:
+    """It is asked once, as nothing of it can be left out; proposals stay as long as they were."""
+    too_long = ChatAnswer(status=400, error="This model's maximum context length is 4096 tokens, you sent 9000 tokens")
+    proposal = msgspec.structs.replace(SCRIPTED, recipe=Recipe(train={}, script=PROGRAM))
+    said: list[str] = []
+    with ChatServer(in_turn(draft(), too_long, draft())) as server:
+        agent = writer(server, say=said.append)
+        agent.propose(HISTORY, ())
+        with pytest.raises(TrialFailed, match="cannot be mended") as caught:
+            agent.mend(proposal, "it broke")
+        agent.propose(HISTORY, ())
+        first, _, last = server.requests
+    assert caught.value.kind == "data"
+    assert last.text == first.text
+    assert not said

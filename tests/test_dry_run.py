@@ -46,6 +46,21 @@ def test_a_price_that_is_not_known_is_said_before_anything_is_spent(tmp_path: Pa
     assert proposer(tmp_path, **named).endswith("$1.00 + $2.00 per million tokens (mine.yaml)")
 
 
+def test_models_that_data_scripts_ask_are_named_and_priced_where_scripts_can_run(tmp_path: Path) -> None:
+    def scripts(*argv: str, **environ: str) -> str | None:
+        options = parse(["--dataset", "demo/reverse", *argv])
+        settings = load(options.settings(), None, {"OPENAI_API_KEY": "a-secret", **environ}, tmp_path)
+        return dict(dry_run.rows(options, settings)).get("scripts")
+
+    assert scripts("--unsafe-local") is None, "none are named"
+    assert scripts("--proposer", "tpe", FT_STRONG_MODELS="gpt-x") is None
+    assert scripts("--runner", "local", FT_STRONG_MODELS="gpt-x") == "none without --unsafe-local"
+    assert scripts(FT_STRONG_MODELS="gpt-x") == "none without --unsafe-local or an engine"
+    assert scripts("--unsafe-local", FT_STRONG_MODELS="gpt-4o") == "may ask models, strong: gpt-4o; weak: gpt-4o-mini"
+    with pytest.raises(UsageError, match="FT_STRONG_MODELS: the price of gpt-x"):
+        scripts("--runner", "docker", FT_STRONG_MODELS="gpt-x")
+
+
 def test_a_replay_needs_no_endpoint_but_a_transcript(tmp_path: Path) -> None:
     file = tmp_path / "transcript.jsonl"
     options = parse(["--dataset", "demo/reverse", "--llm", f"replay:{file}"])

@@ -20,6 +20,7 @@ from agent.experiments.sources import Values
 from scenarios.finetune import by_hand, keys
 from scenarios.finetune.arguments import schema
 from scenarios.finetune.keys import Open
+from tests.knots import KNOTTED
 
 NEEDED = ("--run_name", "r", "--model_name_or_path", "m", "--dataset", "d")
 
@@ -120,6 +121,14 @@ def test_the_command_line_outranks_the_file_and_that_the_default(
         (None, ("--seed.x", "1"), "command line: seed.x: seed is no mapping", ""),
         (None, ("--seed",), "expected one argument", "--help"),
         (None, ("stray",), "'stray' belongs to no argument", "key=value"),
+        ("seed: -1", (), "train.yaml:1: seed: must be at least 0, is -1", ""),
+        (None, ("--limit", "0"), "command line: limit: must be at least 1, is 0", ""),
+        (None, ("--num_fewshot", "-1"), "num_fewshot: must be at least 0", ""),
+        ("tasks: [gsm8k, null]", (), "train.yaml:1: tasks: ['gsm8k', None] holds something else than it may", ""),
+        ("columns: {prompt: 3}", (), "train.yaml:1: columns: {'prompt': 3} holds something else", ""),
+        (None, ("--columns.prompt", "3"), "command line: columns: {'prompt': 3} holds something else", ""),
+        ("special_tokens: [1]", (), "special_tokens: [1] holds something else", ""),
+        ("similar_words: {<a>: word}", (), "similar_words: {'<a>': 'word'} holds something else", ""),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(
@@ -129,6 +138,12 @@ def test_what_is_wrong_is_said_with_its_place(
         read(tmp_path, *words, file=file)
     assert message in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("text", KNOTTED)
+def test_a_knotted_file_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"train.yaml: not valid YAML: it (is nested too|holds more than|is longer)"):
+        read(tmp_path, file=f"columns: {text}")
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

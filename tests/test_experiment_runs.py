@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import pytest
 import yaml
 
-from agent.errors import RunFailed, StudyError, UsageError
+from agent.errors import MachineError, RunFailed, StudyError, UsageError
 from agent.experiments import calls
 from agent.experiments.arguments import About, TrainArguments
 from agent.journal import Journal
@@ -242,7 +242,8 @@ def test_early_stopping_says_what_it_implies_and_what_it_needs(lab: Lab) -> None
         (("--max_steps", "0"), "max_steps: must be at least 1, is 0"),
         (("--special_tokens=<a>", "--init_special_tokens=description"), "needs a description of <a>"),
         (("--special_tokens=<a>", "--init_special_tokens=semantic"), "similar_words: .* needs words like <a>"),
-        (("--replace_text={'x': 3}",), "replace_text: .* must map a token to a text"),
+        (("--replace_text={'x': 3}",), "command line: replace_text: .* holds something else than it may"),
+        (("--replace_text={'': '<a>'}",), "replace_text: an empty text is no text to replace"),
         (("--special_tokens=<a>", "--trainer=llama_factory"), "LLaMA-Factory cannot do special_tokens"),
         (("--special_tokens=<a>", "--neat_packing"), "neat_packing: the direct trainer has no such thing"),
         (("--special_tokens=<a>", "--additional_target=norm,lm_head"), "lm_head: special tokens have their rows"),
@@ -416,6 +417,10 @@ def test_results_are_kept_and_never_replaced_in_silence(lab: Lab, capsys: pytest
     assert (lab.run() / "eval_config.yaml").read_text().count("limit: null") == 1, "the run's own stays as it was"
     with pytest.raises(UsageError, match="limit: 10, now None"):
         evaluated(lab)
+    for name in ("results.json", "eval_config.yaml"):
+        (lab.run() / "eval/lm_eval-gsm8k" / name).write_text("[")
+        with pytest.raises(UsageError, match=r"is another evaluation's .*it cannot be read: "):
+            evaluated(lab)
 
 
 def test_weights_that_changed_are_another_evaluation(lab: Lab) -> None:
@@ -452,6 +457,21 @@ def test_the_script_reproduces_the_evaluation_from_anywhere(lab: Lab, tmp_path: 
     assert results[0]["n"] == 12
 
 
+def test_the_script_of_a_directory_that_was_moved_evaluates_what_lies_there(lab: Lab, tmp_path: Path) -> None:
+    """Also out of a directory whose name a shell would read otherwise, and which has a package `agent` of its own."""
+    lab.train("--run_name", "first", "--tasks", "lm_eval:gsm8k", "--limit", "12")
+    (lab.home / "agent").mkdir()
+    (lab.home / "agent/__init__.py").write_text("raise SystemExit('another one')")
+    moved = tmp_path / "a 'new' $(place)"
+    lab.run().rename(moved)
+    environ = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": str(ROOT), **lab.variables}
+    subprocess.run([moved / "eval.sh", "--samples", "1"], cwd=tmp_path, env=environ, check=True)
+    found = json.loads((moved / "eval/lm_eval-gsm8k/results.json").read_text())
+    assert found["adapter"] == str(moved / "train")
+    assert found["results"]["lm_eval-gsm8k"]["n"] == 12
+    assert not lab.run().exists()
+
+
 def test_several_tasks_are_joined_and_a_base_model_needs_no_training(lab: Lab) -> None:
     words = ["--run_name", "zero", "--model_name_or_path", MODEL, "--tasks", "lm_eval:gsm8k", "gsm8k", "--samples", "1"]
     assert calls.evaluate(words, cwd=lab.home) == 0
@@ -467,6 +487,7 @@ def test_several_tasks_are_joined_and_a_base_model_needs_no_training(lab: Lab) -
     [
         (("--num_fewshot", "3"), "is asked with 0 or 5 examples, not 3"),
         (("--tasks", "gsm9k"), "unknown benchmark 'gsm9k'"),
+        (("--run_name", "a/b", "--dry_run"), "run_name: 'a/b' cannot name a directory"),
         (("--adapter_name_or_path", "nowhere"), "is not a directory"),
         (("--limit", "0"), "limit"),
     ],
@@ -523,6 +544,30 @@ def test_a_snapshot_is_where_another_run_starts_from(lab: Lab) -> None:
     )
     assert {key for key in first if first[key] != second[key]} == {"run_name", "learning_rate"}
     assert (second["seed"], second["learning_rate"]) == (4, 1e-3)
+
+
+def test_preferences_are_trained_on_in_their_stage_and_nothing_else_is(lab: Lab) -> None:
+    pairs = [{"prompt": f"say {n}", "chosen": str(n), "rejected": "no"} for n in range(20)]
+    (lab.home / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    with pytest.raises(UsageError, match="command line: stage: dpo needs pairs of a chosen and a rejected answer"):
+        lab.train("--run_name", "first", "--stage", "dpo")
+    with pytest.raises(UsageError, match="stage: kto needs answers labelled true or false"):
+        lab.train("--run_name", "first", "--stage", "kto", "--dataset", "pairs.jsonl")
+    assert not (lab.home / "outputs").exists()
+    lab.train("--run_name", "first", "--stage", "dpo", "--dataset", "pairs.jsonl", "--pref_beta", "0.2")
+    assert (lab.given()["stage"], lab.given()["pref_beta"]) == ("dpo", 0.2)
+    (entry,) = Workspace(lab.home / "workspace").index()
+    assert entry.id.startswith("llama-3.2-1b_first_dpo-")
+    given, snapshot = text_of(lab.run()), lab.run() / "train_config.yaml"
+    (lab.home / "kept.yaml").write_bytes(snapshot.read_bytes())
+    assert calls.train(["--config", "kept.yaml", "--overwrite"], cwd=lab.home) == 0
+    assert (text_of(lab.run()), snapshot.read_bytes()) == (given, (lab.home / "kept.yaml").read_bytes())
+
+
+def test_a_file_in_the_way_is_no_defect(lab: Lab) -> None:
+    (lab.home / "outputs").touch()
+    with pytest.raises(MachineError, match=r"outputs/.* cannot be read or written: Not a directory"):
+        lab.train("--run_name", "first")
 
 
 def test_errors_have_their_exit_codes(lab: Lab) -> None:

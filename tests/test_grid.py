@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from agent.errors import UsageError
 from agent.experiments import names
 from agent.experiments.grid import Grid, read
+from tests.knots import KNOTTED
 from tests.sweeps import COPA, SCAN
 
 
@@ -216,6 +218,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], said: s
         ({"per_device_train_batch_size": 4}, "it is batch_size by another name"),
         ({"finetuning_type": "full"}, "the method says what is trained"),
         ({"weight_decay": None, "output_dir": "x"}, "there is no such hyper-parameter"),
+        ({"learning_rate": [1e-6, 0]}, "learning_rate: must be more than 0, is 0"),
+        ({"learning_rate": -1e-6}, "learning_rate: must be more than 0, is -1e-06"),
+        ({"lora_dropout": 1}, "lora_dropout: must be less than 1, is 1"),
+        ({"freeze_trainable_layers": 2}, "has no effect with finetuning_type: lora"),
         ({"seed": list(range(999)), "batch_size": [1, 2]}, "the grid has 7,992 cells"),
     ],
 )
@@ -236,3 +242,12 @@ def test_errors_name_file_and_line(tmp_path: Path) -> None:
         read(file)
     with pytest.raises(UsageError, match="cannot be read"):
         read(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("text", KNOTTED)
+def test_a_knotted_file_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    (tmp_path / "knot.yaml").write_text(f"hyperparameters: {text}\n")
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=r"nested too deeply|holds more than|is longer than"):
+        read(tmp_path / "knot.yaml")
+    assert time.monotonic() - started < 10

@@ -270,7 +270,7 @@ def test_a_hub_that_is_gone(hub: Hub, tmp_path: Path) -> None:
     answer = fetched(hub, "dataset", DATA, tmp_path / "w")
     assert answer["error"] == "MachineError"
     assert hub.url in answer["text"]
-    assert "--dataset <directory>" in answer["text"]
+    assert "or give their directory" in answer["text"]
     assert answer["text"].count("\n") == 1, "one message and one hint"
 
 

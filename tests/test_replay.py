@@ -183,17 +183,20 @@ def test_keys_are_not_kept(recorded: Path) -> None:
 
 
 def test_each_role_is_answered_from_its_own_replies(tmp_path: Path) -> None:
-    """A reflection that failed when it was recorded takes no proposal's reply when it is asked again."""
+    """A reflection that failed when it was recorded fails again: it takes no proposal's reply, nor the next one's."""
     ask = [{"role": "user", "content": "?"}]
     path = tmp_path / "transcript.jsonl"
     record = Transcript(path, Endpoint(base_url=None, model="m"))
     record.write(ask, role="propose", reply="first")
     record.write(ask, role="reflect", error="it was down")
+    record.write(ask, role="propose", error="it was down")
     record.write(ask, role="propose", reply="second")
     record.write(ask, role="mend", reply="a script")
+    record.write(ask, role="reflect", reply="a lesson")
     replayed = Replay(path)
     assert replayed.complete(ask).text == "first"
-    with pytest.raises(BudgetEnded):
+    with pytest.raises(EndpointError, match="it was down"):
         replayed.complete(ask, role="reflect")
     assert replayed.complete(ask, role="mend").text == "a script"
+    assert replayed.complete(ask, role="reflect").text == "a lesson"
     assert replayed.complete(ask).text == "second"

@@ -16,7 +16,9 @@ import yaml
 
 from agent.cli import main
 from agent.experiments.cells import CONFIG, DataUsed, Experiment, Metrics, write, write_metrics
+from agent.experiments.compare import differences
 from agent.experiments.places import HIDDEN
+from agent.experiments.results import Result
 from agent.journal import CallStarted, Event, Journal, StageEnded, StageStarted, StudyOpened, TrialEnded, encode
 from agent.records import Checked, FileRef, Identity, Question, Recipe, Score, Scores, Value
 from agent.store import IndexEntry, Workspace, new_entry
@@ -262,6 +264,35 @@ def test_a_config_that_cannot_be_read_is_named_and_hides_no_other(ftloop: Any) -
     assert f"ftloop: not shown: {broken.absolute()} cannot be read" in said
 
 
+def test_a_root_within_a_root_is_listed_once(here: Path, ftloop: Any) -> None:
+    directory = cell(1)
+    (here / "Results_v2/tuning/.sweeps").mkdir()
+    entry = IndexEntry(
+        id="x", kind="cell", path=str(directory), created=1.0, dataset=COPA, model="demo/tiny", benchmarks=()
+    )
+    Workspace(here / "workspace").enter(entry)
+    assert "Total: 1 experiment purpose, 1 training experiment\n" in ftloop("list")
+
+
+def test_a_journal_whose_records_cannot_be_read_hides_no_other(here: Path, ftloop: Any) -> None:
+    file = by_hand(here) / HIDDEN / "journal.jsonl"
+    file.write_text(file.read_text().replace('"benchmark":"reverse"', '"benchmark":7'))
+    study(here, 0.9)
+    said = ftloop("list")
+    assert "1 agent study with 1 trial\n" in said
+    assert f"not shown: {file}: what it records cannot be read" in said
+
+
+@pytest.mark.parametrize("rate", [".nan", ".inf", "-1", "fast", "true", "9" * 400, "null"])
+def test_a_learning_rate_that_is_none_hides_nothing(ftloop: Any, rate: str) -> None:
+    """Another tool's, or edited by hand."""
+    documented("baseline", ("1_6", "5_7"))
+    odd = next(Path("Results_v2").rglob(f"*1_6/*/{CONFIG}"))
+    odd.write_text(odd.read_text().replace("learning_rate: 1e-6", f"learning_rate: {rate}"))
+    assert "[2] Copa_zo_copa_mezo_v1" in ftloop("list", "--detail")
+    assert len(json.loads(ftloop("list", "--json"))) == 2
+
+
 # trace
 
 
@@ -389,6 +420,12 @@ def test_a_cell_is_compared_with_an_agents_trial_and_with_its_base(here: Path, f
     assert "B is better than A" in ftloop("compare", "reverse-tiny-1:0", "reverse-tiny-1:1")
 
 
+def test_a_part_of_a_recipe_that_neither_side_has_is_no_difference() -> None:
+    plain = Result(kind="trial", id="s:1", path="", model="m")
+    steps = msgspec.structs.replace(plain, id="s:2", recipe=Recipe(train={}, seed=1, data=({"step": "dedupe"},)))
+    assert differences(plain, steps) == [("data steps", None, [{"step": "dedupe"}])]
+
+
 def test_results_that_were_moved_keep_their_scores(ftloop: Any) -> None:
     cell(1, 0.2)
     cell(2, 0.9).rename("Results_v2/the good one")
@@ -446,6 +483,15 @@ def test_other_splits_are_not_compared(here: Path, ftloop: Any) -> None:
     file.append(ended)
     file.close()
     assert "was not scored on reverse (search)" in ftloop("compare", "abc-1:1", "tiny_first_sft-1")
+
+
+def test_a_run_is_found_by_the_name_that_it_was_given(here: Path, ftloop: Any) -> None:
+    (by_hand(here) / "train_config.yaml").write_text("run_name: my first\n")
+    for name in ("my first", "tiny/first/lora", "tiny_first"):
+        assert "tiny/first/lora (tiny_first_sft-1)" in ftloop("trace", name)
+    cell(1)
+    assert "cell_1 (abc-1:1)" in ftloop("trace", "cell_1")
+    assert "there is no result 'lora'" in ftloop("trace", "lora", code=2)
 
 
 def test_an_id_may_be_shortened_while_it_is_unique(ftloop: Any) -> None:

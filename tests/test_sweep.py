@@ -120,6 +120,24 @@ def test_a_method_that_comes_later_is_refused_before_anything_runs(shop: Worksho
     assert not (shop.directory / "Results_v2").exists()
 
 
+def test_a_file_of_which_no_cell_can_be_trained_is_refused(shop: Workshop) -> None:
+    changed = shop.hyperparameters(stage="dpo")
+    said = shop.run("sweep", str(shop.config(hyperparameters=changed)), code=2)
+    assert "training_config.yaml: no cell can be trained: stage: dpo needs pairs of a chosen and a rejected" in said
+    changed["stage"] = ["sft", "dpo"]
+    changed["learning_rate"] = "1e-6"
+    shop.run("sweep", str(shop.config(hyperparameters=changed)), code=6)
+    assert shop.states() == ["done", "failed"], "one that can be trained is"
+
+
+def test_preferences_are_trained_on_in_a_grid_too(shop: Workshop) -> None:
+    (shop.directory / "pairs.jsonl").write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n' * 9)
+    changed = shop.hyperparameters(learning_rate="1e-6", stage="dpo", pref_beta=[0.1, 0.2])
+    shop.run("sweep", str(shop.config(data={"path": "pairs.jsonl"}, hyperparameters=changed)))
+    trained = [yaml.safe_load((path / "train.yaml").read_text()) for path, _, _ in shop.cells()]
+    assert [(one["stage"], one["pref_beta"]) for one in trained] == [("dpo", 0.1), ("dpo", 0.2)]
+
+
 def test_the_old_data_type_still_works_with_a_warning(shop: Workshop) -> None:
     said = shop.run("sweep", two_cells(shop, data={"type": "synthetic_copa_mezo_v1"}))
     assert "data.type is deprecated; write data.path: " + COPA in said
@@ -190,7 +208,7 @@ def test_a_broken_machine_ends_the_sweep_and_is_no_finding(shop: Workshop) -> No
 def test_a_root_that_cannot_be_written_is_named(shop: Workshop) -> None:
     (shop.directory / "Results_v2").write_text("a file in the way")
     said = shop.run("sweep", two_cells(shop), code=3)
-    assert "Results_v2/.sweeps cannot be written: Not a directory" in said
+    assert "Results_v2/.sweeps cannot be read or written: Not a directory" in said
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

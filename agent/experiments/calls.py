@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent.experiments import sources
 from agent.experiments.arguments import EvalArguments, TrainArguments, build, fields
+from agent.experiments.places import require_name
 
 TRAIN = """\
 Trains a model as a person says. What differs from the defaults stands in a YAML file, on the command line, or in both;
@@ -57,6 +58,8 @@ def train(argv: Sequence[str], kind: type[TrainArguments] = TrainArguments, cwd:
     parser = sources.make_parser(known, prog="ftloop train", description=TRAIN, epilog=TRAIN_CODES)
     values = sources.read(known, argv, cwd, parser)
     arguments = build(kind, values.values)
+    if arguments.output_dir is None:
+        require_name("run_name", arguments.run_name)
     if arguments.dry_run:
         sources.show(values)
         return 0
@@ -76,6 +79,8 @@ def evaluate(argv: Sequence[str], kind: type[EvalArguments] = EvalArguments, cwd
     parser = sources.make_parser(known, prog="ftloop eval", description=EVAL, epilog=EVAL_CODES)
     values = sources.read(known, argv, cwd, parser)
     arguments = build(kind, values.values)
+    if arguments.output_dir is None:
+        require_name("run_name", arguments.run_name)
     if arguments.dry_run:
         sources.show(values)
         return 0

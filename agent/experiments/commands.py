@@ -64,7 +64,9 @@ def add(commands: Any, described: Described) -> None:
     sweep.add_argument("--anew", action="store_true", help="begin a new sweep though the last equal one lacks cells")
     sweep.add_argument("--runner", choices=("auto", "local", "docker"), help="where jobs run (default: auto)")
     sweep.add_argument("--config", metavar="FILE", type=Path, help="YAML file with settings (FT_...)")
-    listing = commands.add_parser("list", help="what was trained, in sweeps, runs and studies", **described(_LIST, _FOUND_CODES))
+    listing = commands.add_parser(
+        "list", help="what was trained, in sweeps, runs and studies", **described(_LIST, _FOUND_CODES)
+    )
     listing.add_argument("--detail", action="store_true", help="every experiment, with its hyper-parameters and scores")
     listing.add_argument("--purpose", metavar="P", help="only the experiments of this purpose")
     listing.add_argument("--json", action="store_true", help="print a JSON array")
@@ -72,7 +74,9 @@ def add(commands: Any, described: Described) -> None:
         "trace", help="which data a result was trained on, and back", **described(_TRACE, _FOUND_CODES)
     )
     trace.add_argument("what", metavar="RESULT|DATA")
-    compare = commands.add_parser("compare", help="two results: recipes and scores", **described(_COMPARE, _FOUND_CODES))
+    compare = commands.add_parser(
+        "compare", help="two results: recipes and scores", **described(_COMPARE, _FOUND_CODES)
+    )
     compare.add_argument("a", metavar="A")
     compare.add_argument("b", metavar="B")
     for command in (trace, compare):

@@ -72,7 +72,7 @@ def differences(a: Result, b: Result) -> list[tuple[str, Any, Any]]:
 def _about(one: Result) -> dict[str, Any]:
     """What defines an experiment beside its trainer's keys."""
     recipe = one.recipe
-    prepares = {"data script": recipe.script, "data steps": list(recipe.data)} if recipe and recipe.prepares else {}
+    prepares = {"data script": recipe.script or None, "data steps": list(recipe.data) or None} if recipe else {}
     return {
         "model": one.model,
         "weights": one.weights[:12],

@@ -145,8 +145,13 @@ def _there(where: Places, stage: str, text: str, weights: Sequence[str]) -> bool
     if not results.exists():
         return False
     found = snapshots.differences(config.read_text("utf-8"), text) if config.exists() else ["eval_config.yaml is gone"]
-    if json.loads(results.read_bytes()).get("weights") != list(weights):
-        found.append("the weights are other ones")
+    try:
+        scored = msgspec.json.decode(results.read_bytes(), type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        found.append(f"it cannot be read: {error}")
+    else:
+        if scored.get("weights") != list(weights):
+            found.append("the weights are other ones")
     if found:
         raise UsageError(
             f"{results} is another evaluation's ({'; '.join(found[:5])})",

@@ -74,9 +74,9 @@ def read_value(field: Field, value: Any, *, typed: bool) -> Any:
         hint = f" (did you mean {near}?)" if near else ""
         raise ValueError(f"{shown(found)} is none of {', '.join(map(str, field.choices))}{hint}")
     if isinstance(found, int | float) and field.low is not None and found < field.low:
-        raise ValueError(f"must be at least {field.low:g}, is {shown(found)}")
+        raise ValueError(f"must be at least {field.low:.12g}, is {shown(found)}")
     if isinstance(found, int | float) and field.high is not None and found > field.high:
-        raise ValueError(f"must be at most {field.high:g}, is {shown(found)}")
+        raise ValueError(f"must be at most {field.high:.12g}, is {shown(found)}")
     require_parts(field, found)
     return found
 

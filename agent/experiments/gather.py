@@ -6,6 +6,7 @@ result is, its own files say, never a directory's name.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -113,7 +114,7 @@ def _name(experiment: cells.Experiment) -> str:
     """The documented name, of an experiment that another tool wrote down."""
     rate = number(experiment.hyperparameters.get("learning_rate"))
     kind = experiment.data.type or names.data_type(experiment.data.path)
-    if not isinstance(rate, int | float) or rate <= 0:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         return f"{experiment.task}_{experiment.method}_{kind}"
     return names.experiment(experiment.task, experiment.method, kind, rate)
 
@@ -188,6 +189,7 @@ def _run(identifier: str, file: Path, state: State, identity: Identity, workspac
         path=str(root),
         model=identity.model,
         name="/".join(root.parts[-3:]),
+        run_name=str(snapshot.get("run_name") or ""),
         method=str(proposal.recipe.train.get("finetuning_type", "lora")) if proposal else "",
         time=_began(file),
         status="failed" if failure else "done" if checkpoint or scores else "killed" if state.running else "stopped",

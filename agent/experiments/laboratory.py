@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from agent import hardware, hub, wiring
 from agent.budget import Budget
-from agent.errors import BudgetEnded, FtloopError, StudyError
+from agent.errors import BudgetEnded, FtloopError, MachineError, StudyError
 from agent.experiments.places import Places
 from agent.experiments.single import find_data, find_model
 from agent.gather import make_demo
@@ -31,6 +32,8 @@ from scenarios.finetune.benchmarks import Benchmark, resolve
 from scenarios.finetune.models import inspect, weights_hash
 
 AUTHOR = "by hand"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+_IN_THE_WAY = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Laboratory:
         def fetch(name: str) -> Path:
             return hub.fetch("dataset", name, self.workspace.root, self.view.say).path
 
-        return resolve(names, self.workspace.root, fetch, folder)
+        return resolve(names, self.workspace.root, fetch, folder, setting="tasks")
 
     def tasks(self, named: Sequence[str], dataset: str = "") -> list[str]:
         """What is measured: as named, else the demo's benchmark, else FT_BENCHMARK_DATASETS."""
@@ -86,13 +89,27 @@ def laboratory(runner: str | None, cwd: Path) -> Iterator[Laboratory]:
     workspace = Workspace(settings.workspace())
     view = make_view(sys.stdout)
     try:
-        with wiring.terminated_like_ctrl_c():
+        with wiring.terminated_like_ctrl_c(), writing(cwd):
             for note in settings.notes():
                 view.say(note)
             machine = hardware.look(environment_of_jobs(os.environ, settings.gpus))
             yield Laboratory(settings, workspace, wiring.choose_runner(settings, view.say), machine, view, cwd)
     finally:
         view.close()
+
+
+@contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """A disk that is full or closed, or a file in the way, is no defect; `root` is named where the error names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*_DISK, *_IN_THE_WAY):
+            raise
+        raise MachineError(
+            f"{error.filename or root} cannot be read or written: {error.strerror}",
+            "mend that, and run the same command again: what is done is kept",
+        ) from error
 
 
 @contextmanager

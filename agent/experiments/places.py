@@ -76,12 +76,17 @@ def places(
         root = (cwd / Path(output_dir).expanduser()).absolute()
         return Places(root, root)
     for what, name in (("run_name", run_name), ("model_name", model_name), ("finetuning_type", finetuning_type)):
-        if not _NAME.fullmatch(name) or len(name) > _LONGEST:
-            raise UsageError(
-                f"{what}: {name!r} cannot name a directory", "use letters, digits and . _ - + =, at most 100 of them"
-            )
+        require_name(what, name)
     root = cwd.absolute() / OUTPUTS / model_name / run_name / finetuning_type
     return Places(root, root / "train")
+
+
+def require_name(what: str, name: str) -> None:
+    """UsageError for a name that no directory of a run may have."""
+    if not _NAME.fullmatch(name) or len(name) > _LONGEST:
+        raise UsageError(
+            f"{what}: {name!r} cannot name a directory", "use letters, digits and . _ - + =, at most 100 of them"
+        )
 
 
 def model_name(name_or_path: str) -> str:

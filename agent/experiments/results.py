@@ -21,7 +21,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: What `ftloop trace` and `compare` take. path: Its directory.
-        purpose: Of a cell; empty for others. study: Of a trial.
+        run_name: Of a run, as its author gave it. purpose: Of a cell. study: Of a trial. All are empty for others.
         name: A cell's or run's own; what a trial changed. method: As a cell says, else the finetuning_type.
         time: When it began, as directories are named; empty if unknown.
         status: "done", "failed", "running", "killed", "stopped", "broken". verdict: Of a trial.
@@ -35,6 +35,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     model: str
     name: str = ""
+    run_name: str = ""
     purpose: str = ""
     study: str = ""
     task: str = ""
@@ -72,7 +73,7 @@ class Every:
 
 
 def resolve(found: Every, text: str) -> Result:
-    """The result that a directory or an id means; UsageError where it is none, or several."""
+    """The result that an id, a directory, the beginning of an id, or a name means; UsageError where none or several."""
     wanted = text.rstrip("/")
     if exact := _best(
         [one for one in found.results if wanted in (one.id, f"{one.study}:base" if one.kind == "base" else "")]
@@ -83,8 +84,10 @@ def resolve(found: Every, text: str) -> Result:
         here = path.resolve()
         inside = [one for one in found.results if one.path and _within(Path(one.path), here) and one.kind != "base"]
         return _only(inside, text, f"{text} holds no result, and is below no result's directory")
-    beginning = [one for one in found.results if one.id.startswith(wanted) and one.kind != "base"]
-    return _only(beginning, text, f"there is no result {text!r}")
+    if beginning := [one for one in found.trained if one.id.startswith(wanted)]:
+        return _only(beginning, text, "")
+    named = [one for one in found.trained if wanted and wanted in (one.name, one.run_name)]
+    return _only(named, text, f"there is no result {text!r}")
 
 
 def _only(candidates: list[Result], text: str, nothing: str) -> Result:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from agent.experiments import yaml_text
 from agent.experiments.fields import Field
 from agent.experiments.places import Mode
 from scenarios.finetune.files import replacing
@@ -32,7 +33,12 @@ def _plain(value: Any) -> Any:
 
 def differences(text: str, other: str) -> list[str]:
     """The arguments in which two snapshots differ, as "learning_rate: 0.001, now 0.002"."""
-    before, now = (yaml.safe_load(one) or {} for one in (text, other))
+    try:
+        before, now = (yaml_text.parse(one)[1] or {} for one in (text, other))
+    except (yaml.YAMLError, ValueError) as error:
+        return [f"it cannot be read: {' '.join(str(error).split())}"]
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return ["it holds no arguments"]
     names = dict.fromkeys([*before, *now])
     return [f"{name}: {before.get(name)}, now {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 

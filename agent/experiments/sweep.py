@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import sys
@@ -16,10 +15,11 @@ from pathlib import Path
 import msgspec
 
 from agent import hardware
-from agent.errors import CellsFailed, MachineError, UsageError
+from agent.errors import CellsFailed, TrialFailed, UsageError
 from agent.experiments import ledger, names, provenance, single
 from agent.experiments.cells import DataUsed, State
 from agent.experiments.grid import Grid, read
+from agent.experiments.laboratory import writing
 from agent.experiments.single import HandBench
 from agent.experiments.worker import Sweep
 from agent.hardware import Hardware
@@ -74,7 +74,7 @@ def run(options: Options) -> int:
     say = _voice()
     for warning in (*grid.warnings, *grid.shared()):
         say(warning)
-    with terminated_like_ctrl_c(), _writing(options.root), _opened(options, grid, settings, say) as sweep:
+    with terminated_like_ctrl_c(), writing(options.root), _opened(options, grid, settings, say) as sweep:
         for name in sweep.runners[0].reap():
             say(f"ended what a killed call had left running: {name}")
         ended = sweep.work_off()
@@ -92,20 +92,6 @@ def plan_lines(grid: Grid, root: Path) -> Iterator[str]:
         yield "      " + ", ".join(f"{key} {cell.hyperparameters[key]}" for key in shown)
     scored = f"scored on {', '.join(grid.benchmarks)}" if grid.benchmarks else "not scored (no evaluation in the file)"
     yield f"each is {scored}; nothing was written"
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """A disk that is full or closed, or a file in the way, is no defect."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
-            raise
-        raise MachineError(
-            f"{error.filename or root} cannot be written: {error.strerror}",
-            "mend that, and run the same command again: cells that are done are kept",
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +129,7 @@ def _opened(options: Options, grid: Grid, settings: Settings, say: Say) -> Itera
             mode=grid.contamination,
             at_once=workers,
         )
+        _require_some_possible(grid, plan)
         runners[0].ready("train", say)
         sweep = Sweep(
             grid=grid,
@@ -160,6 +147,18 @@ def _opened(options: Options, grid: Grid, settings: Settings, say: Say) -> Itera
         if subject.measured:
             _require_same_prompts(sweep, subject.measured)
         yield sweep
+
+
+def _require_some_possible(grid: Grid, plan: TrainingPlan) -> None:
+    """UsageError where no cell can be trained on these data and this machine: then it is the file that is wrong."""
+    reasons = []
+    for cell in grid.cells:
+        try:
+            single.require(cell.recipe(grid.method), msgspec.structs.replace(plan, by_hand=cell.by_hand))
+            return
+        except TrialFailed as failed:
+            reasons.append(failed.reason)
+    raise UsageError(f"{grid.file}: no cell can be trained: {reasons[0]}", "change the hyper-parameters, or the data")
 
 
 def _gathered(grid: Grid, workspace: Workspace, runner: Runner, say: Say) -> _Subject:

@@ -64,6 +64,8 @@ class _Answer(msgspec.Struct):
     number: int
     content: str
     finished: bool = True
+    asked: str = ""
+    nth: int = 0
 
 
 class AnswerStore:
@@ -71,6 +73,8 @@ class AnswerStore:
 
     Who asks the same thing several times wants several answers, so they are numbered from 1. Used by one process; a
     line that a crash tore is as if it were not there. Read when it is first needed.
+
+    Each is also known by what was asked alone (`asked`, `nth`), whichever model answered: by that a replay finds it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -88,12 +92,12 @@ class AnswerStore:
         with self._lock:
             return self._read().get((key, number))
 
-    def put(self, key: str, number: int, content: str, *, finished: bool) -> None:
+    def put(self, key: str, number: int, content: str, *, finished: bool, asked: tuple[str, int] = ("", 0)) -> None:
         """Keep an answer. OSError if the disk does not take it."""
         with self._lock:
-            self._read()[key, number] = content, finished
+            self._read()[key, number] = self._read()[asked] = content, finished
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            _append(self._file, msgspec.json.encode(_Answer(key, number, content, finished)))
+            _append(self._file, msgspec.json.encode(_Answer(key, number, content, finished, *asked)))
 
     def _read(self) -> dict[tuple[str, int], tuple[str, bool]]:
         if self._known is None:
@@ -105,7 +109,8 @@ class AnswerStore:
                             entry = msgspec.json.decode(line, type=_Answer)
                         except (msgspec.MsgspecError, UnicodeDecodeError):
                             continue
-                        self._known[entry.key, entry.number] = entry.content, entry.finished
+                        said = entry.content, entry.finished
+                        self._known[entry.key, entry.number] = self._known[entry.asked, entry.nth] = said
         return self._known
 
 

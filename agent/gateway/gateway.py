@@ -17,7 +17,7 @@ import msgspec
 from agent.gateway.files import AnswerStore, Transcript, VerdictStore
 from agent.gateway.judge import UNSCORED, reminded, verdict
 from agent.gateway.server import Door, Response, serving
-from agent.gateway.upstream import TOLERATED, Closed, Limits, Lost, Unpaid, Upstream
+from agent.gateway.upstream import TOLERATED, Closed, Limits, Lost, Unfit, Unpaid, Upstream
 from agent.llm import Endpoint, Message, Price
 from agent.records import Usage
 from agent.run.lock import job_user
@@ -46,10 +46,12 @@ class Chat:
         models: Name that a job asks for ("strong", "weak") -> endpoints and prices, tried in turn until one answers.
             Under any other name the gateway's own endpoint answers.
         store: Answers that are given already; None keeps none.
+        replayed: Answers of a recorded study: they alone are given, and no endpoint is asked.
     """
 
     models: Mapping[str, Sequence[tuple[Endpoint, Price]]] = field(default_factory=dict)
     store: AnswerStore | None = None
+    replayed: AnswerStore | None = None
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -293,9 +295,15 @@ class Gateway:
         whose = [
             (one, AnswerStore.key((one.endpoint.address, one.endpoint.model), messages, options)) for one in several
         ]
-        with self._numbered(whose[0][1]) as number:
+        by_name = AnswerStore.key((name,), messages, options)
+        with self._numbered(by_name) as nth, self._numbered(whose[0][1]) as number:
+            asked = by_name, nth
+            if role.replayed:
+                return self._recorded(role.replayed.get(*asked))
             for upstream, key in whose:
                 if role.store and (kept := role.store.get(key, number)) is not None:
+                    if role.store.get(*asked) is None:  # under this name it is new
+                        self._write(role.store.put, key, number, kept[0], finished=kept[1], asked=asked)
                     self._count("cached")
                     self._note(upstream, messages=messages, options=options, reply=kept[0], cached=True)
                     return self._completion(kept[0], upstream, finished=kept[1])
@@ -310,10 +318,17 @@ class Gateway:
                     continue
                 self._note(upstream, messages=messages, options=options, reply=reply.content, usage=reply.usage)
                 if role.store and reply.content.strip():
-                    self._write(role.store.put, key, number, reply.content, finished=reply.finished)
+                    self._write(role.store.put, key, number, reply.content, finished=reply.finished, asked=asked)
                 self._count("answered")
                 return self._completion(reply.content, upstream, reply.usage, finished=reply.finished)
         raise AssertionError("the last one raises")
+
+    def _recorded(self, kept: tuple[str, bool] | None) -> Response:
+        """An answer of a recorded study. Raises Lost."""
+        if kept is None:
+            raise Unfit("the recorded study holds no answer to this")
+        self._count("cached")
+        return self._completion(kept[0], finished=kept[1])
 
     @contextlib.contextmanager
     def _numbered(self, key: str) -> Iterator[int]:

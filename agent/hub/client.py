@@ -158,7 +158,7 @@ def plain_errors(kind: Kind, name: str, target: Path) -> Iterator[None]:
     )
 
     hub = constants.ENDPOINT
-    by_hand = f"put the {WORDS[kind]}'s files into {target}, or give their directory: --{kind} <directory>"
+    by_hand = f"put the {WORDS[kind]}'s files into {target}, or give their directory in place of the name"
     try:
         yield
     except (GatedRepoError, DisabledRepoError) as error:

@@ -4,10 +4,10 @@ One JSON object a line: `role` is what was asked for ("propose", "mend", "reflec
 conversation it was said, `calls` which tools the reply wants first, `problems` why it is of no use. No key is kept.
 
 A replay answers by order and role: the n-th question of a role gets the n-th recorded reply; tools are run again, and
-what they say goes into the next prompt. What was broken off (an
-endpoint that failed, Ctrl-C, a kill) was asked again when it was recorded, so it is passed over. The prompts need not
-be equal, since they hold times and what is left of the budget; but a reply to a first question never answers a second
-one, and a prompt that differs in more than its numbers is told, with the first line that does.
+what they say goes into the next prompt. What was broken off (an endpoint that failed, Ctrl-C, a kill) was asked again
+when it was recorded, so it is passed over; but no lesson is asked for twice: there the failure is replayed. The prompts
+need not be equal, since they hold times and what is left of the budget; but a reply to a first question never answers a
+second one, and a prompt that differs in more than its numbers is told, with the first line that does.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 import msgspec
 
 from agent.errors import BudgetEnded, MachineError, StudyError, UsageError
-from agent.llm.endpoint import Endpoint
+from agent.llm.endpoint import Endpoint, EndpointError
 from agent.llm.form import Message
 from agent.llm.reply import Reply, ToolCall, find_object
-from agent.records import Usage
+from agent.records import REFLECT, Usage
 
 QUOTE = 160  # characters of a line that differs
-AGENT = ("propose", "mend", "reflect")
+AGENT = ("propose", "mend", REFLECT)
 """What the model that proposes is asked for."""
 
 
@@ -119,7 +119,8 @@ class Replay:
     ) -> Reply:
         """The next reply that was recorded in a role, which costs nothing.
 
-        Raises: BudgetEnded where none is left; StudyError where it answers another turn of a conversation.
+        Raises: BudgetEnded where none is left; StudyError where it answers another turn of a conversation;
+            EndpointError where no lesson could be had when it was recorded.
         """
         recorded = [found for found in self._entries if found[1].role == role]
         if (asked := self._asked[role]) == len(recorded):
@@ -127,6 +128,8 @@ class Replay:
         line, entry = recorded[asked]
         self._asked[role] += 1
         self._compare(f"call {asked + 1} of {self._path} (line {line})", entry.messages, messages)
+        if entry.error:
+            raise EndpointError(f"as when it was recorded: {entry.error}")
         text = entry.reply or ""
         counted = entry.usage.prompt_tokens if entry.usage.calls == 1 else 0
         if schema is None or entry.calls:
@@ -190,7 +193,7 @@ def _whole(entries: Iterable[tuple[int, Entry]]) -> list[tuple[int, Entry]]:
         if entry.turn == 1:
             under_way = []
         under_way.append((line, entry))
-        if entry.reply is not None and entry.last:
+        if (entry.reply is not None and entry.last) or (entry.error and entry.role == REFLECT):
             whole, under_way = [*whole, *under_way], []
     return whole
 

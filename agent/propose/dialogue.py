@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from agent.errors import BudgetEnded
 from agent.llm import ChatModel, ContextOverflow, EndpointError, Message, Replay, Reply, Transcript, asked_tools, charge
 from agent.prompts import clip, render
 from agent.propose.context import TokenMeasure
@@ -59,21 +60,31 @@ class Dialogue:
         self._measure = TokenMeasure()
 
     def hold(
-        self, role: str, begin: Begin, schema: dict[str, Any], read: Read[T], toolbox: Toolbox | None = None
+        self,
+        role: str,
+        begin: Begin,
+        schema: dict[str, Any],
+        read: Read[T],
+        toolbox: Toolbox | None = None,
+        *,
+        trims: int = TRIMS,
     ) -> tuple[T, Usage]:
         """What the model said once it could be used, and what that consumed.
+
+        Args:
+            trims: Times that `begin` is asked for fewer tokens where the endpoint finds them too many.
 
         Raises: Unusable, EndpointError, BudgetEnded; whatever leaves it, KeyboardInterrupt included, carries in `usage`
             what was consumed until then.
         """
         spent: list[Usage] = []
-        for trims in range(1 + TRIMS):
+        for trim in range(1 + trims):
             messages = begin(self._tokens, self._measure)
             try:
                 value = self._talk(role, messages, schema, read, toolbox, spent)
                 return value, sum(spent, Usage())
             except ContextOverflow as error:
-                if trims == TRIMS or not self._shorten(messages, error):
+                if trim == trims or not self._shorten(messages, error):
                     charge(error, sum(spent, Usage()))
                     raise
                 spent.append(error.usage)
@@ -93,8 +104,9 @@ class Dialogue:
         """One reply; a failure is written to the transcript, the reply by the caller, who knows what it is worth."""
         try:
             reply = self._model.complete(messages, schema, tools=tools, role=where["role"])
-        except EndpointError as error:
-            self._transcript.write(messages, **where, error=str(error), usage=error.usage)
+        except (EndpointError, BudgetEnded) as error:
+            usage = getattr(error, "usage", Usage())
+            self._transcript.write(messages, **where, error=str(error), usage=usage)
             raise
         self._measure = self._measure.calibrated([*messages, {"tools": list(tools)}], reply.prompt_tokens)
         return reply

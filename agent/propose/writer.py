@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import TrialFailed
-from agent.llm import ChatModel, Message, Replay, Reply, Transcript
+from agent.llm import ChatModel, ContextOverflow, Message, Replay, Reply, Transcript, charge
 from agent.prompts import clip, one_line, printable, render
 from agent.propose import Check, Policy, critique
 from agent.propose.brief import AllowedKey, StudyBrief
@@ -116,7 +116,8 @@ class Writer:
     def mend(self, proposal: Proposal, problem: str) -> Proposal:
         """The proposal with a corrected data script; `usage` is what the correction consumed.
 
-        Raises: ProposalFailed, of the kind "data", after too many unusable replies; EndpointError; BudgetEnded.
+        Raises: TrialFailed, of the kind "data", after too many unusable replies, and where script and problem are too
+            long for the model's context; EndpointError; BudgetEnded.
         """
         recipe = proposal.recipe
         told = render(
@@ -133,6 +134,10 @@ class Writer:
             script, usage = self.ask("mend", messages, SCRIPT_SCHEMA, lambda reply: _read_script(reply, recipe.script))
         except Unusable as failed:
             raise ProposalFailed("data", failed, "script") from None
+        except ContextOverflow as error:
+            finding = TrialFailed("data", f"the script cannot be mended: {error.message}")
+            charge(finding, error.usage)
+            raise finding from None
         mended = msgspec.structs.replace(recipe, script=script)
         return msgspec.structs.replace(proposal, recipe=mended, usage=usage)
 
@@ -148,7 +153,7 @@ class Writer:
 
         Raises: Unusable, EndpointError, BudgetEnded; they carry `usage`.
         """
-        return self._dialogue.hold(role, lambda *_: list(messages), schema, read)
+        return self._dialogue.hold(role, lambda *_: list(messages), schema, read, trims=0)
 
 
 def _read_script(reply: Reply, before: str) -> tuple[str | None, list[str]]:

@@ -157,6 +157,15 @@ class Model:
         score.write(Path(self.request.output) / "progress", f"{self._answered // self.request.samples}/{self.total}")
 
 
+def with_adapter(model: Any, tokenizer: Any, path: str) -> Any:
+    """The model under an adapter; one that brings tokens of its own needs room for them before it is laid on."""
+    from peft import PeftModel
+
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    return PeftModel.from_pretrained(model, path).eval()
+
+
 def _counted(base: type[Any], told: Model) -> type[Any]:
     """OpenCompass' wrapper, which counts what it answers and is told no stop words."""
 
@@ -170,14 +179,9 @@ def _counted(base: type[Any], told: Model) -> type[Any]:
         def _load_model(
             self, path: str, kwargs: dict[str, Any], peft_path: str | None = None, peft_kwargs: Any = None
         ) -> None:
-            """An adapter that brings tokens of its own needs room for them before it is laid on."""
             super()._load_model(path, kwargs)
             if peft_path is not None:
-                from peft import PeftModel
-
-                if len(self.tokenizer) > self.model.get_input_embeddings().weight.shape[0]:
-                    self.model.resize_token_embeddings(len(self.tokenizer))
-                self.model = PeftModel.from_pretrained(self.model, peft_path).eval()
+                self.model = with_adapter(self.model, self.tokenizer, peft_path)
 
         def generate(
             self,

@@ -111,6 +111,7 @@ def by_opencompass(request: dict[str, Any], name: str, directory: str | None) ->
 
     listener = Listener(request["model"])
     HuggingFacewithChatTemplate._load_model = lambda self, *_, **__: setattr(self, "model", listener)
+    compass_model.with_adapter = lambda model, *_: model  # an adapter changes no prompt
     model = compass_model.Model(_request(request, directory), {}, len(request["probes"]))
     model.load()
     template = PromptTemplate({"round": [{"role": "HUMAN", "prompt": "{question}"}]})

@@ -75,7 +75,14 @@ class Benchmark:
     fingerprint: str
 
 
-def resolve(names: Sequence[str], root: Path, fetch: Fetch, demo: Path | None = None) -> tuple[Benchmark, ...]:
+def resolve(
+    names: Sequence[str],
+    root: Path,
+    fetch: Fetch,
+    demo: Path | None = None,
+    *,
+    setting: str = "FT_BENCHMARK_DATASETS",
+) -> tuple[Benchmark, ...]:
     """The benchmarks of these names, with their data read, checked and halved.
 
     Args:
@@ -84,12 +91,13 @@ def resolve(names: Sequence[str], root: Path, fetch: Fetch, demo: Path | None = 
         root: The workspace.
         fetch: Called for a data set that is not on disk.
         demo: Directory of the demo data set in use, which brings the demo's questions.
+        setting: Where the names come from, for messages.
 
     Raises:
         UsageError: An unknown name, unusable data, or the same benchmark twice.
     """
     for name in names:
-        require_known(name)  # all of them, before anything is downloaded for the first
+        require_known(name, setting)  # all of them, before anything is downloaded for the first
     found = tuple(_resolve(name, root, fetch, demo) for name in names)
     for benchmark in found:
         if sum(other.name == benchmark.name for other in found) > 1:

@@ -127,9 +127,9 @@ def prepare(bench: Bench, recipe: Recipe, plan: TrainingPlan, work: DataWork, me
 
 
 def _mended(directory: Path, script: str, number: int, mend: Callable[[], str]) -> str:
-    """The script's `number`-th repair in this trial; kept, so that a stage that was broken off does not pay for it again.
+    """The script's `number`-th repair in this trial; kept, so that a stage that was broken off asks for it once.
 
-    A replay too counts on that each repair was asked for once.
+    Else it would be paid for twice, and a replay of the transcript would take the second one for the next repair.
     """
     file = directory / f"{number}-{hashlib.sha256(script.encode()).hexdigest()[:16]}.py"
     with suppress(FileNotFoundError):

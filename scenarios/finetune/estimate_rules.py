@@ -52,18 +52,19 @@ def needed(recipe: Recipe, plan: TrainingPlan) -> Estimate | None:
     return None if model is None else _estimate(model, recipe, plan, {})
 
 
-def problem(recipe: Recipe, plan: TrainingPlan, available_bytes: int) -> str | None:
+def problem(recipe: Recipe, plan: TrainingPlan, available_bytes: int, *, tokens: int | None = None) -> str | None:
     """Why the training cannot fit into memory, and the nearest change that does; None if it fits, or nobody can say.
 
     Args:
         recipe: One without other problems.
         plan: The study's.
         available_bytes: Memory of each device, for all that the training's process holds.
+        tokens: Of the longest row; None for that of the plan's data.
     """
     model = _shapes(plan)
     if model is None:
         return None
-    found = _estimate(model, recipe, plan, {})
+    found = _estimate(model, recipe, plan, {}, tokens)
     if found.total <= available_bytes:
         return None
     parts = sorted(((getattr(found, name), name) for name in LARGEST), reverse=True)
@@ -72,7 +73,7 @@ def problem(recipe: Recipe, plan: TrainingPlan, available_bytes: int) -> str | N
     keys = _keys(recipe, plan)
     said = f"the training needs about {_size(found.total)} of the {_size(available_bytes)} of {where} (most: {most})"
     for change in _changes(keys):
-        smaller = _estimate(model, recipe, plan, change)
+        smaller = _estimate(model, recipe, plan, change, tokens)
         if smaller.total <= available_bytes:
             words = " and ".join(f"{key} {_value(keys.get(key))} -> {_value(value)}" for key, value in change.items())
             return f"{said}; {words} needs {_size(smaller.total)}"
@@ -131,7 +132,7 @@ def _changes(keys: Mapping[str, Any]) -> Iterator[Change]:
         yield {**least, "cutoff_len": length}
 
 
-def _estimate(model: Shapes, recipe: Recipe, plan: TrainingPlan, change: Change) -> Estimate:
+def _estimate(model: Shapes, recipe: Recipe, plan: TrainingPlan, change: Change, tokens: int | None = None) -> Estimate:
     """With some keys changed."""
     train = {**recipe.train, **change}
     if change.get("finetuning_type") == "lora":  # keys of the method that it no longer uses
@@ -141,7 +142,7 @@ def _estimate(model: Shapes, recipe: Recipe, plan: TrainingPlan, change: Change)
         model,
         _keys(changed, plan),
         device=plan.device,
-        tokens=longest_tokens(plan.data.longest),
+        tokens=tokens or longest_tokens(plan.data.longest),
         gpus=plan.gpus,
         zero=deepspeed(changed, plan),
     )

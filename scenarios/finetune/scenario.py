@@ -81,7 +81,12 @@ class FineTune:
         if not recipe.prepares:
             return _problems(recipe, self.plan)
         found = problems(recipe.train, self.plan.bounds_of(recipe), self.plan.arguments)
-        return found + ([AS_IT_IS] if self.work is None else self.work.problems(recipe))
+        found += [AS_IT_IS] if self.work is None else self.work.problems(recipe)
+        if found or self.plan.memory is None:
+            return found
+        # How long its rows will be is not known; what cannot even hold the shortest is not worth their making.
+        too_large = estimate_rules.problem(recipe, self.plan, self.plan.memory, tokens=1)
+        return [too_large] if too_large else []
 
     def check(self, recipe: Recipe) -> Checked:
         """The same as a stage."""

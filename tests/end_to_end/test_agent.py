@@ -163,9 +163,9 @@ def report_tells_it(user: User, state: State, output: str) -> None:
     (entry,) = user.studies()
     report = (Path(entry.path) / "report.md").read_text()
     for words in (
-        "reply refused: 'learning\\_rat'",
+        "reply refused: 'learning_rat'",
         "1024 -\\> 512",
-        "4,000 rows of its own, by process\\_data.py, mended 1 time",
+        "4,000 rows of its own, by process_data.py, mended 1 time",
         "reply refused: this recipe nearly equals that of trial 1",
         "| **6** | it helps to train for longer | train for longer | 1.000",
     ):
