@@ -79,7 +79,7 @@ def _data_set(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, s
         yield "data set", f"{name}, {_made(there, demo.TRAIN_FILE)} ({demo.DEMO[name].summary})"
         return
     found = hub.find("dataset", name, settings.file_path)
-    yield "data set", f"{name}, {_where(found)}"
+    yield "data set", f"{name}, {_where('dataset', name, found)}"
     if found is not None:
         yield from _rows(found.path, settings)
 
@@ -101,7 +101,7 @@ def _model(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]
     if name == demo.MODEL:
         yield "model", f"{name}, {_made(root / 'models' / name, 'config.json')}"
     elif name is not None:
-        yield "model", f"{name}, {_where(hub.find('model', name, root))}"
+        yield "model", f"{name}, {_where('model', name, hub.find('model', name, root))}"
     else:
         machine = hardware.look(environment_of_jobs(os.environ, settings.gpus))
         names = (*benchmark_names(options, settings), *settings.search_benchmarks)
@@ -111,8 +111,11 @@ def _model(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]
         yield from (("", f"not taken: {line}") for line in chosen.passed_over)
 
 
-def _where(found: hub.Fetched | None) -> str:
-    return f"on disk in {found.path}" if found else "to be downloaded from the Hugging Face hub"
+def _where(kind: hub.Kind, name: str, found: hub.Fetched | None) -> str:
+    if found:
+        return f"on disk in {found.path}"
+    hub.require_name(kind, name)
+    return "to be downloaded from the Hugging Face hub"
 
 
 def _made(directory: Path, file: str) -> str:

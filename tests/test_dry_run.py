@@ -146,3 +146,9 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     ended = subprocess.run(command, cwd=ROOT, env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("argv", [("--dataset", "./nothing"), ("--dataset", "demo/reverse", "--model", "a/b/c")])
+def test_a_path_at_which_nothing_lies_is_no_name_on_the_hub(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="is neither a directory nor a name on the Hugging Face hub"):
+        list(dry_run.rows(parse(argv), load({}, None, {}, tmp_path)))

@@ -135,7 +135,8 @@ class _Reader:
             node, content = yaml_text.parse(file.read_text(encoding="utf-8"))
             self._note(node)
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file} cannot be read: {error}", "name a file like docs/examples/training_config.yaml") from error
+            hint = "name a file like docs/examples/training_config.yaml"
+            raise UsageError(f"{file} cannot be read: {error}", hint) from error
         except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"{file} is no YAML: {error}", "mend the file") from error
         self._content = self._mapping(content, "")

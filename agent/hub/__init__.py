@@ -82,11 +82,7 @@ def fetch(kind: Kind, name: str, root: Path, say: Say) -> Fetched:
     found = find(kind, name, root)
     if found is not None:
         return found
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"--{kind} {name!r} is neither a directory nor a name on the Hugging Face hub",
-            "give an existing directory, or a name of the form owner/name",
-        )
+    require_name(kind, name)
     target = _place(kind, name, root)
     work = root / f"{kind}s" / ".partial" / name.replace("/", "--")
     with plain_errors(kind, name, target):
@@ -95,6 +91,15 @@ def fetch(kind: Kind, name: str, root: Path, say: Say) -> Fetched:
         with _locked(work / "lock", name, say):
             # Another process may have fetched it while this one waited.
             return find(kind, name, root) or _download(kind, name, work / "files", target, say)
+
+
+def require_name(kind: Kind, name: str) -> None:
+    """UsageError for what no data set or model of the hub can be called, such as a path."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--{kind} {name!r} is neither a directory nor a name on the Hugging Face hub",
+            "give an existing directory, or a name of the form owner/name",
+        )
 
 
 def find(kind: Kind, name: str, root: Path) -> Fetched | None:

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from agent.journal import State
-from agent.records import Trial
+from agent.journal import Journal, State
+from agent.records import Proposal, Recipe, Trial
 from agent.run.environments import Environments
 from scenarios.finetune.benchmarks import resolve
 from tests.end_to_end.command import User
@@ -152,6 +153,13 @@ def test_the_story_of_six_trials(story: tuple[User, Agent, str]) -> None:
     assert all(trial.lesson.startswith(proposed(trial).change) for trial in state.trials), "the harness's words first"
     report_tells_it(user, state, output)
     transcript_tells_it(user, len(names))
+    assert state.usage.calls == len(names)
+    assert state.usage.cost == 0.0, "an endpoint on this machine costs nothing"
+    assert KEY not in output
+    for file in user.workspace.rglob("*"):
+        if file.is_file() and file.stat().st_size < 10_000_000:
+            assert KEY.encode() not in file.read_bytes(), file
+    replayed(user, proposed(draft).recipe)
 
 
 def proposed(trial: Trial) -> Any:
@@ -182,6 +190,25 @@ def transcript_tells_it(user: User, calls: int) -> None:
     for words in ("learning_rat", "nudge the learning rate", "no such column: text", "train for longer"):
         assert words in transcript, words
     assert KEY not in transcript
+
+
+def replayed(user: User, recipe: Recipe) -> None:
+    """The study's transcript, in a new workspace and without the endpoint, gives the same recipe byte for byte.
+
+    Nothing is trained again, so of the first trial only; tests/test_replay.py replays whole studies.
+    """
+    (entry,) = user.studies()
+    other = user.home / "other"
+    output = user.loop(
+        *("--dataset", "demo/reverse", "--step_n", "2", "--unsafe-local"),
+        *("--llm", f"replay:{entry.path}/transcript.jsonl"),
+        env={"FT_FILE_PATH": str(other), "FT_RUNNER": "local"},
+    )
+    (journal,) = other.glob("studies/*/journal.jsonl")
+    again = Journal(journal).state.result(1, "propose", Proposal)
+    assert again is not None
+    assert msgspec.json.encode(again.recipe) == msgspec.json.encode(recipe)
+    assert "the prompt differs" not in output
 
 
 def test_nothing_of_the_sealed_half_is_in_a_prompt_a_log_or_a_lesson(story: tuple[User, Agent, str]) -> None:

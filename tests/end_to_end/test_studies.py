@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from agent.journal import Journal
-from agent.records import Checkpoint, Proposal, Recipe, Scores, Sealed
+from agent.records import Checkpoint, Scores, Sealed
 from agent.run.environments import Environments
 from scenarios.finetune.benchmarks import resolve
 from tests.end_to_end.command import User, processes_below
@@ -88,78 +87,6 @@ def test_the_headline_command_against_a_hub(user: User, environments: Environmen
     assert base is not None
     assert [score.n for score in base.scores] == [4]
     assert trials[0].scores[0].n <= 4, "a candidate that cannot win is not asked everything"
-
-
-def test_a_language_model_repairs_its_recipe_and_learns_from_the_score(user: User) -> None:
-    """It answers well only to what the prompt must contain by then."""
-    replies: list[str] = []
-
-    def answer(request: ChatRequest) -> ChatAnswer:
-        second_trial = "trial 1" in request.text
-        if not second_trial and "learning_rat" not in request.messages[-1]["content"]:
-            reply = proposal({"learning_rat": 1e-3})
-        elif not second_trial and "fast" not in request.messages[-1]["content"]:
-            reply = proposal({"learning_rate": "fast"})
-        elif not second_trial:
-            reply = proposal(GOOD, "the first valid one")
-        elif "verdict: better" in request.text and "score: reverse" in request.text:
-            reply = proposal({**GOOD, "learning_rate": 2e-3}, "a step further")
-        else:
-            reply = "I would rather talk about the weather."
-        replies.append(reply)
-        return ChatAnswer(reply)
-
-    with ChatServer(answer, key="sk-very-secret-key") as server:
-        endpoint = {"FT_CHAT_API_BASE": server.url, "FT_CHAT_API_KEY": "sk-very-secret-key", "FT_RUNNER": "local"}
-        output = user.loop("--dataset", "demo/reverse", "--loop_n", "2", env=endpoint)
-    state = user.state()
-    assert len(replies) == 4
-    assert "learning_rate" in server.requests[1].messages[-1]["content"], "the repair names the nearest key"
-    first, second = state.trials
-    assert first.proposal is not None
-    assert second.proposal is not None
-    assert first.verdict == "better"
-    assert first.proposal.change == "the first valid one"
-    assert first.proposal.usage.calls == 3
-    assert second.proposal.change == "a step further"
-    assert state.usage.calls == 4
-    assert state.usage.cost == 0.0, "an endpoint on this machine costs nothing"
-    for file in [*user.workspace.rglob("*")]:
-        if file.is_file() and file.stat().st_size < 10_000_000:
-            assert b"sk-very-secret-key" not in file.read_bytes(), file
-    assert "sk-very-secret-key" not in output
-    sealed_questions_stay_sealed(user, [request.text for request in server.requests])
-    replayed(user, [trial.proposal.recipe for trial in state.trials if trial.proposal])
-
-
-def replayed(user: User, recipes: list[Recipe]) -> None:
-    """The study's transcript, in a new workspace and without the endpoint, gives the same recipes byte for byte.
-
-    Nothing is trained again, so of the first trial only; tests/test_replay.py replays whole studies.
-    """
-    (entry,) = user.studies()
-    other = user.home / "other"
-    output = user.loop(
-        *("--dataset", "demo/reverse", "--step_n", "2", "--llm", f"replay:{entry.path}/transcript.jsonl"),
-        env={"FT_FILE_PATH": str(other), "FT_RUNNER": "local"},
-    )
-    (journal,) = other.glob("studies/*/journal.jsonl")
-    again = Journal(journal).state.result(1, "propose", Proposal)
-    assert again is not None
-    assert msgspec.json.encode(again.recipe) == msgspec.json.encode(recipes[0])
-    assert "the prompt differs" not in output
-
-
-def sealed_questions_stay_sealed(user: User, prompts: list[str]) -> None:
-    """No question of the sealed half in a prompt, the trial history, or a file that a training can see."""
-    (benchmark,) = resolve(("reverse",), user.workspace, lambda *_: Path(), user.workspace / "datasets/demo/reverse")
-    (entry,) = user.studies()
-    study = Path(entry.path)
-    history = (study / "journal.jsonl").read_text() + (study / "data" / "train.jsonl").read_text()
-    for item in benchmark.halves.test:
-        question = str(item.row["question"])
-        assert not any(question in prompt for prompt in prompts)
-        assert question not in history
 
 
 @pytest.mark.long
