@@ -29,7 +29,7 @@ plan:
 JOBS ?= 2
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import yaml
 
 from agent.budget import Budget
 from agent.errors import BudgetEnded, MachineError, StudyError, TrialFailed
+from agent.interrupted import end_interrupted
 from agent.journal import (
     NOTHING,
     Call,
@@ -146,9 +147,7 @@ class Study:
         self, *, proposer: str, timeout: float | None, loop_n: int | None, step_n: int | None, gpus: int = 0
     ) -> None:
         """Record that this call begins, and whatever a killed call left unfinished."""
-        if (running := self.journal.state.running) is not None:
-            self._end_stage(running.trial, running.stage, "interrupted", 0.0)
-            self.view.say(f"{_place(running.trial)}: {running.stage} was interrupted and runs again")
+        end_interrupted(self.journal, self.paths, self.view)
         call = len(self.journal.state.calls) + 1
         self.journal.append(
             CallStarted(
@@ -429,7 +428,3 @@ def _consumed(bench: StageBench, end: object) -> Usage | None:
     carried = getattr(end, "usage", None)
     usages = [*bench.consumed, *([carried] if isinstance(carried, Usage) else [])]
     return sum(usages, Usage()) if any(usage.calls for usage in usages) else None
-
-
-def _place(trial: int) -> str:
-    return "base" if trial == BASE else f"trial {trial}"

@@ -22,6 +22,7 @@ from agent.errors import MachineError, StudyError, UsageError
 from agent.gather import Subject, gather, require_data_set
 from agent.hardware import Hardware
 from agent.hub.client import amount
+from agent.interrupted import end_interrupted
 from agent.journal import FORMAT, DataScanned, Journal, StudyOpened
 from agent.llm import ChatModel, Replay
 from agent.options import LoopOptions
@@ -90,6 +91,7 @@ def _at_work(
     plan = training_plan(settings, subject, machine, paths, view.say)
     if (found := plan.data.contamination) is not None and found != journal.state.contamination:
         journal.append(DataScanned(at=journal.now(), contamination=found))
+    end_interrupted(journal, paths, view)  # before the budget is made: what the killed call spent is part of it
     trials, stages = allowance(journal.state.calls, options.loop_n, options.step_n)
     if trials != options.loop_n or stages != options.step_n:
         view.say("the last call was killed: what it still owed is finished first, then what this one adds")

@@ -6,13 +6,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from agent.run.environments import Environments
 from tests.warm import OPENCOMPASS, warm_python
 
 ROOT = Path(__file__).resolve().parent.parent
+ENGINE = ("tests/conformance/", "tests/docker/", "tests/test_clean.py", "tests/test_doctor.py", "tests/test_gateway.py")
 LEAKS = ("FT_", "OPENAI_", "HF_", "RAY_", "WANDB_")
 
 
@@ -22,15 +25,25 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is long is left out, and said to be, unless it is asked for; what shares an engine or a file stays together.
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Deals out whole files to the processes of `make test`, and all that needs an engine to one of them.
 
-    Several processes run the tests at once (`make test`): those that need an engine would take each other's
-    containers and images for their own.
+    On one engine at a time, tests would take each other's containers and images for their own.
     """
-    for item in items:
-        together = "engine" if item.get_closest_marker("docker") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(together))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "engine" if file.startswith(ENGINE) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Asked by pytest-xdist."""
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is long is left out, and said to be, unless it is asked for."""
     if os.environ.get("FTLOOP_TEST_LONG"):
         return
     for item in items:

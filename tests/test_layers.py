@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.gateway", "agent.verdicts"),
     ("scenarios",),
     ("agent.propose", "agent.report"),
+    ("agent.interrupted",),
     ("agent.study",),
     ("agent.confirm", "agent.ruler", "agent.chat"),
     ("agent.library",),

@@ -19,6 +19,7 @@ from agent.experiments.cells import CONFIG, DataUsed, Experiment, Metrics, write
 from agent.experiments.compare import differences
 from agent.experiments.places import HIDDEN
 from agent.experiments.results import Result
+from agent.experiments.trace import result_lines
 from agent.journal import CallStarted, Event, Journal, StageEnded, StageStarted, StudyOpened, TrialEnded, encode
 from agent.records import Checked, FileRef, Identity, Question, Recipe, Score, Scores, Value
 from agent.store import IndexEntry, Workspace, new_entry
@@ -424,6 +425,12 @@ def test_a_part_of_a_recipe_that_neither_side_has_is_no_difference() -> None:
     plain = Result(kind="trial", id="s:1", path="", model="m")
     steps = msgspec.structs.replace(plain, id="s:2", recipe=Recipe(train={}, seed=1, data=({"step": "dedupe"},)))
     assert differences(plain, steps) == [("data steps", None, [{"step": "dedupe"}])]
+
+
+def test_the_steps_that_made_a_trials_data_are_traced() -> None:
+    recipe = Recipe(train={}, seed=1, data=({"step": "sample", "n": 300}, {"step": "dedupe"}))
+    one = Result(kind="trial", id="s:1", path="", model="m", recipe=recipe)
+    assert "  data steps: step sample, n 300; step dedupe" in result_lines(one)
 
 
 def test_results_that_were_moved_keep_their_scores(ftloop: Any) -> None:

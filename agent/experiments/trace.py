@@ -78,7 +78,8 @@ def result_lines(one: Result) -> Iterator[str]:
     if one.recipe is not None and one.recipe.script:
         yield f"  data script: {len(one.recipe.script.splitlines())} lines, in the journal"
     if one.recipe is not None and one.recipe.data:
-        yield f"  data steps: {len(one.recipe.data)}, in the journal"
+        steps = (", ".join(f"{key} {value}" for key, value in step.items()) for step in one.recipe.data)
+        yield f"  data steps: {words.clean('; '.join(steps), 500)}"
     yield f"  data: {words.clean(used.path, 500)}" + (f", {used.rows:,} rows" if used.rows else "")
     yield f"    fingerprint: {used.fingerprint[:12] or 'not recorded'}"
     for file in used.files[:_SHOWN]:

@@ -23,7 +23,7 @@ from agent.errors import MachineError, UsageError
 from agent.hub.client import WORDS, Kind, Request, Say, amount, listing, patiently, plain_errors, transfer
 from agent.hub.verify import HubFile, Verified, described, discard, pardon, shortened, verify
 
-__all__ = ["RECORD", "Fetched", "Kind", "Record", "Say", "fetch", "find"]
+__all__ = ["RECORD", "Fetched", "Kind", "Record", "Say", "fetch", "find", "require_name"]
 
 RECORD = ".ftloop.json"
 # What is taken: weights only as safetensors, because pickles (.bin, .pth) and Python files are code.
