@@ -52,7 +52,9 @@ def data_work(
     """
     refused = runner.refuses()
     models = None
-    if asks and not refused:
+    if asks and refused:
+        say(f"data scripts are not open to the proposer: {refused}")
+    elif asks:
         models = replay_data_models(replay) if replay else choose_data_models(settings, paths, money, say)
     return DataWork(
         dataset=dataset,

@@ -98,6 +98,7 @@ def _at_work(
     budget = study_budget(options, settings, journal.state, machine, trials, stages)
     model = choose_model(options, settings, budget, view.say)
     author = writer.author(model) if model else settings.proposer.replace("auto", Tpe.name)
+    author += ", numbers by TPE" if settings.proposer == "hybrid" else ""
     view.plan(_plan_rows(subject, plan, settings, machine, runner.name, author, trials, stages, options, paths))
     for line in (*subject.measures.notes, *sensitivity(subject.measures, settings)):
         view.say(line)

@@ -250,7 +250,7 @@ def test_a_purpose_that_does_not_exist_names_those_that_do(ftloop: Any) -> None:
 def test_nothing_trained_is_no_error_and_makes_nothing(here: Path, ftloop: Any) -> None:
     shutil.rmtree(here / "workspace")
     assert "Total: 0 experiment purposes, 0 training experiments" in ftloop("list")
-    assert "Nothing was trained yet." in ftloop("list", "--detail")
+    assert "Nothing was trained yet:" in ftloop("list", "--detail")
     assert json.loads(ftloop("list", "--json")) == []
     assert "no sweep was run yet" in ftloop("list", "--purpose", "x", code=2)
     assert list(here.iterdir()) == []

@@ -19,6 +19,7 @@ _WIDTH = 80
 _SHORT = {"learning_rate": "LR", "batch_size": "BS", "steps": "Steps", "epochs": "Epochs", "seed": "Seed"}
 _SCORE = ("benchmark", "split", "mean", "stderr", "low", "high", "n", "unscored")
 _QUIET = ("done", "unknown")
+_NOTHING = "Nothing was trained yet: ftloop loop, train and sweep do that."
 _TITLES = {"cell": "Experiment purpose", "run": "Single runs", "trial": "Agent study"}
 
 
@@ -59,6 +60,8 @@ def summary(results: Sequence[Result], root: str) -> Iterator[str]:
         other = Counter(one.status for one in group if one.status not in _QUIET)
         if other:
             yield f"   Not done: {', '.join(f'{number} {status}' for status, number in sorted(other.items()))}"
+    if not results:
+        yield from ("", _NOTHING)
     yield ""
     yield from _headed(f"Total: {_total(results)}")
 
@@ -72,7 +75,7 @@ def details(results: Sequence[Result]) -> Iterator[str]:
             yield from ("", f"  [{number}] {words.clean(one.name or one.id)}")
             yield from (f"      {line}" for line in _lines(one))
     if not results:
-        yield from ("", "Nothing was trained yet.")
+        yield from ("", _NOTHING)
 
 
 def _lines(one: Result) -> Iterator[str]:
