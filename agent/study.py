@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from agent.budget import Budget
-from agent.errors import BudgetEnded, MachineError, StudyError, TrialFailed
+from agent.errors import BudgetEnded, StudyError, TrialFailed
 from agent.interrupted import end_interrupted
 from agent.journal import (
     NOTHING,
@@ -47,6 +47,7 @@ from agent.records import (
 )
 from agent.report import View
 from agent.run import Job, Outcome, Runner
+from agent.run.attended import attend
 from agent.store import StudyPaths, empty_directory, replace_directory
 from scenarios import Bench, Progress, Scenario, Stop
 
@@ -85,27 +86,15 @@ class StageBench:
 
         A job that `stop` ended is returned, with "stopped" for its kind and what `stop` said for its reason.
         """
-        ended_by_stop = False
 
-        def watch() -> str | None:
+        def over() -> str | None:
             self.view.budget(self.budget.left())
             if progress is not None and (now := progress()) is not None:
                 self.view.progress(*now)
-            nonlocal ended_by_stop
-            if (reason := self.budget.over()) is None and stop is not None:
-                reason = stop()
-                ended_by_stop = reason is not None
-            return reason
+            return self.budget.over()
 
-        outcome = self.runner.run(msgspec.structs.replace(job, labels={**self.labels, **job.labels}), watch)
-        if outcome.kind == "stopped" and not ended_by_stop:
-            raise BudgetEnded(outcome.reason)
-        if outcome.kind == "lost":
-            raise MachineError(
-                f"the {self.runner.name} runner lost the job {job.name}: {outcome.reason}",
-                f"bring it back and run the same command again; the job's log is {outcome.log}",
-            )
-        return outcome
+        labelled = msgspec.structs.replace(job, labels={**self.labels, **job.labels})
+        return attend(self.runner, labelled, over, stop)
 
     def say(self, message: str) -> None:
         """Tell the person at the terminal."""

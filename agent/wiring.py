@@ -26,6 +26,7 @@ from agent.interrupted import end_interrupted
 from agent.journal import FORMAT, DataScanned, Journal, StudyOpened
 from agent.llm import ChatModel, Replay
 from agent.options import LoopOptions
+from agent.plans import plan_on
 from agent.propose import Proposer, policy, writer
 from agent.propose.hybrid import Hybrid, asked_for
 from agent.propose.random_search import Random
@@ -44,7 +45,7 @@ from agent.run.mounts import let_jobs_read
 from agent.settings import Settings, load
 from agent.store import IndexEntry, StudyPaths, Workspace, holder, identity_hash, locked, new_entry
 from agent.study import Lab, StageBench, Study, allowance, study_report
-from scenarios.finetune import contamination, data, estimate_rules, footprint, template_check, training
+from scenarios.finetune import contamination, data, footprint, template_check, training
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.space import default_space
 from scenarios.finetune.training import TrainingPlan
@@ -245,26 +246,17 @@ def open_journal(paths: StudyPaths, identity: Identity) -> Journal:
 def training_plan(settings: Settings, subject: Subject, machine: Hardware, paths: StudyPaths, say: Say) -> TrainingPlan:
     """What is the same for all trainings; writes the study's copy of the data, without the benchmarks' questions."""
     recognised = data.recognise(subject.data_path, subject.columns)
-    context = subject.info.context or settings.cutoff_len
-    epochs = 3.0  # LLaMA-Factory's default
-    plan = TrainingPlan(
-        model=subject.info,
-        data=contamination.prepare(
-            recognised, paths.data, subject.measures.all, settings.contamination, paths.contamination, say
-        ),
-        cutoff_len=min(settings.cutoff_len, context),
+    prepared = contamination.prepare(
+        recognised, paths.data, subject.measures.all, settings.contamination, paths.contamination, say
+    )
+    plan = plan_on(
+        machine,
+        settings,
+        subject.info,
+        prepared,
+        cutoff_len=settings.cutoff_len,
         template=settings.template,
-        default_epochs=min(epochs, settings.max_epochs),
         max_epochs=settings.max_epochs,
-        debug_timeout=settings.debug_timeout,
-        full_timeout=settings.full_timeout,
-        threads=training.threads_for(subject.info, machine.cores),
-        cores=machine.cores,
-        device="cuda" if machine.gpus else "cpu",
-        gpus=max(1, len(machine.gpus)),
-        gpu_memory=min(machine.gpus, default=0),
-        memory=estimate_rules.memory_for_training(machine),
-        disk=settings.trial_disk_bytes,
     )
     footprint.require_possible(plan)
     return plan

@@ -20,7 +20,7 @@ from agent.llm import ChatModel, Endpoint
 from agent.loop import run_call
 from agent.options import parse
 from agent.propose import Author
-from agent.propose.brief import AllowedKey, BenchmarkBrief, StudyBrief
+from agent.propose.brief import AllowedKey
 from agent.propose.hybrid import Hybrid, asked_for, numeric
 from agent.propose.policy import DEBUGS, DRAFTS
 from agent.propose.random_search import Random
@@ -31,7 +31,7 @@ from agent.space import Choice, Float, Int, Parameter, Space
 from scenarios.finetune.space import default_space
 from tests.records_factory import make_comparison, make_score, make_trial
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
-from tests.toy import Toy, lab
+from tests.toy import BRIEF, Toy, lab
 
 SPACE = default_space()
 NUMBERS = {"learning_rate", "lora_rank", "per_device_train_batch_size", "warmup_ratio"}
@@ -301,15 +301,6 @@ class Structures:
 
 
 def test_a_hybrid_study_over_real_http(tmp_path: Path) -> None:
-    brief = StudyBrief(
-        dataset="toy",
-        rows=10,
-        columns=("a",),
-        model="coin",
-        benchmarks=(BenchmarkBrief(name="coins", description="Coins.", answer_format="heads"),),
-        hardware="2 cores",
-        defaults=lambda train: {},
-    )
     space = Space((Parameter("skill", Float(0.01, 1.0)),))
 
     def check(recipe: Recipe) -> list[str]:
@@ -319,7 +310,7 @@ def test_a_hybrid_study_over_real_http(tmp_path: Path) -> None:
     with ChatServer(answer) as server:
         model = ChatModel(Endpoint(base_url=server.url, model="stub"))
         allowed = (AllowedKey(name="skill", type="float"), AllowedKey(name="method", type="str"))
-        writer = Writer(model, brief, check, allowed, policy=asked_for(space))
+        writer = Writer(model, BRIEF, check, allowed, policy=asked_for(space))
         with lab(tmp_path, proposer=Hybrid(writer, space, check, 0), loop_n=8, out=out) as toy:
             run_call(toy)
     state = Journal(tmp_path / "studies" / "toy" / "journal.jsonl").state

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("agent.study",),
     ("agent.confirm", "agent.ruler", "agent.chat"),
     ("agent.library",),
-    ("agent.briefing", "agent.gather", "agent.llama_factory"),
+    ("agent.briefing", "agent.gather", "agent.llama_factory", "agent.plans"),
     ("agent.data_work",),
     ("agent.wiring",),
     ("agent.dry_run", "agent.checks", "agent.removal", "agent.experiments"),

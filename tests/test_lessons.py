@@ -19,25 +19,16 @@ from agent.errors import BudgetEnded
 from agent.journal import Journal, State, events
 from agent.llm import ChatModel, Endpoint, EndpointError, Price
 from agent.loop import run_call
-from agent.propose.brief import AllowedKey, BenchmarkBrief, StudyBrief
+from agent.propose.brief import AllowedKey
 from agent.propose.critique import LONGEST, POINTS, curve, errors, facts, reflect
 from agent.propose.lessons import LESSON, compact
 from agent.propose.writer import Writer
 from agent.records import REFLECT, History, Lesson, Loss, Mistake, Proposal, Recipe, TrainingData, Trial
 from tests.records_factory import make_checkpoint, make_failed, make_score, make_trial
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
-from tests.toy import Listed, lab
+from tests.toy import BRIEF, Listed, lab
 
 ROOT = Path(__file__).resolve().parent.parent
-BRIEF = StudyBrief(
-    dataset="toy",
-    rows=10,
-    columns=("a",),
-    model="coin",
-    benchmarks=(BenchmarkBrief(name="coins", description="Coins.", answer_format="heads"),),
-    hardware="2 cores",
-    defaults=lambda train: {},
-)
 HISTORY = History(base=(make_score(0.1),), trials=(make_trial(1, 0.2, "better"),), best=1)
 FOUND = "learning_rate 0.002: tie with trial 1 (+0.010)"
 

@@ -16,22 +16,13 @@ from agent.llm import ChatModel, Endpoint, EndpointError, Replay, Secret, Transc
 from agent.llm.transcript import read
 from agent.loop import run_call
 from agent.options import parse
-from agent.propose.brief import AllowedKey, BenchmarkBrief, StudyBrief
+from agent.propose.brief import AllowedKey, StudyBrief
 from agent.propose.writer import Writer
 from agent.records import Proposal, Recipe
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
-from tests.toy import Toy, lab
+from tests.toy import BRIEF, Toy, lab
 
 KEY = "sk-test-0123456789abcdef"
-BRIEF = StudyBrief(
-    dataset="toy",
-    rows=10,
-    columns=("a",),
-    model="coin",
-    benchmarks=(BenchmarkBrief(name="coins", description="Coins.", answer_format="heads"),),
-    hardware="2 cores",
-    defaults=lambda train: {},
-)
 
 
 def check(recipe: Recipe) -> list[str]:

@@ -29,6 +29,7 @@ from agent.errors import TrialFailed
 from agent.journal import Journal, StudyOpened
 from agent.loop import run_call
 from agent.propose import Proposer
+from agent.propose.brief import BenchmarkBrief, StudyBrief
 from agent.propose.tpe import Tpe
 from agent.records import (
     Checked,
@@ -56,6 +57,15 @@ from scenarios import Bench, Mend
 from tests.records_factory import make_identity
 
 QUESTIONS = 100
+BRIEF = StudyBrief(
+    dataset="toy",
+    rows=10,
+    columns=("a",),
+    model="coin",
+    benchmarks=(BenchmarkBrief(name="coins", description="Coins.", answer_format="heads"),),
+    hardware="2 cores",
+    defaults=lambda train: {},
+)
 IDENTITY = make_identity(dataset="toy", model="coin", benchmarks=("coins",), limit=None, generation={})
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from agent.experiments import sources
 from agent.experiments.arguments import EvalArguments, TrainArguments, build, fields
+from agent.experiments.fields import Field
 from agent.experiments.places import require_name
+from agent.experiments.sources import Values
+
+Kind = TypeVar("Kind", TrainArguments, EvalArguments)
 
 TRAIN = """\
 Trains a model as a person says. What differs from the defaults stands in a YAML file, on the command line, or in both;
@@ -54,12 +59,8 @@ exit codes:
 
 def train(argv: Sequence[str], kind: type[TrainArguments] = TrainArguments, cwd: Path | None = None) -> int:
     """Run `ftloop train`; `kind` may add arguments to those that there are."""
-    known, cwd = fields(kind), cwd or Path.cwd()
-    parser = sources.make_parser(known, prog="ftloop train", description=TRAIN, epilog=TRAIN_CODES)
-    values = sources.read(known, argv, cwd, parser)
-    arguments = build(kind, values.values)
-    if arguments.output_dir is None:
-        require_name("run_name", arguments.run_name)
+    cwd = cwd or Path.cwd()
+    known, values, arguments = _given(kind, argv, cwd, prog="ftloop train", description=TRAIN, epilog=TRAIN_CODES)
     if arguments.dry_run:
         sources.show(values)
         return 0
@@ -75,12 +76,8 @@ def train(argv: Sequence[str], kind: type[TrainArguments] = TrainArguments, cwd:
 
 def evaluate(argv: Sequence[str], kind: type[EvalArguments] = EvalArguments, cwd: Path | None = None) -> int:
     """Run `ftloop eval`; `kind` may add arguments to those that there are."""
-    known, cwd = fields(kind), cwd or Path.cwd()
-    parser = sources.make_parser(known, prog="ftloop eval", description=EVAL, epilog=EVAL_CODES)
-    values = sources.read(known, argv, cwd, parser)
-    arguments = build(kind, values.values)
-    if arguments.output_dir is None:
-        require_name("run_name", arguments.run_name)
+    cwd = cwd or Path.cwd()
+    known, values, arguments = _given(kind, argv, cwd, prog="ftloop eval", description=EVAL, epilog=EVAL_CODES)
     if arguments.dry_run:
         sources.show(values)
         return 0
@@ -94,3 +91,13 @@ def evaluate(argv: Sequence[str], kind: type[EvalArguments] = EvalArguments, cwd
         print(f"{one.benchmark}: {score(one)}")
     print(f"results: {file}")
     return 0
+
+
+def _given(kind: type[Kind], argv: Sequence[str], cwd: Path, **told: str) -> tuple[dict[str, Field], Values, Kind]:
+    """What can be said, what was said, and the typed arguments of it."""
+    known = fields(kind)
+    values = sources.read(known, argv, cwd, sources.make_parser(known, **told))
+    arguments = build(kind, values.values)
+    if arguments.output_dir is None:
+        require_name("run_name", arguments.run_name)
+    return known, values, arguments

@@ -14,9 +14,10 @@ from agent.experiments.arguments import TrainArguments
 from agent.experiments.fields import Field
 from agent.experiments.sources import Values
 from agent.hardware import Hardware
+from agent.plans import plan_on
 from agent.records import Recipe, Value
 from agent.settings import Settings
-from scenarios.finetune import by_hand, estimate_rules, training
+from scenarios.finetune import by_hand, training
 from scenarios.finetune.arguments import canonical, problems
 from scenarios.finetune.data import Prepared
 from scenarios.finetune.models import ModelInfo
@@ -65,7 +66,9 @@ def resolve(
     Raises:
         UsageError: Something cannot be trained; says where it was asked for.
     """
-    plan = _plan(arguments, model, machine, settings)
+    plan = plan_on(
+        machine, settings, model, _NO_DATA, cutoff_len=CUTOFF, template=arguments.template, max_epochs=math.inf
+    )
     try:
         given = canonical(values.part(known, "recipe"))
     except ValueError as error:
@@ -99,27 +102,6 @@ def resolve(
         values=values.values | decided | train | extra,
         recipe=Recipe(train=train, seed=arguments.seed),
         plan=msgspec.structs.replace(plan, by_hand=laid),
-    )
-
-
-def _plan(arguments: TrainArguments, model: ModelInfo, machine: Hardware, settings: Settings) -> TrainingPlan:
-    """What the machine and its settings decide; nothing that a training is defined by comes from them."""
-    return TrainingPlan(
-        model=model,
-        data=_NO_DATA,
-        cutoff_len=min(CUTOFF, model.context or CUTOFF),
-        template=arguments.template,
-        default_epochs=EPOCHS,
-        max_epochs=math.inf,
-        debug_timeout=settings.debug_timeout,
-        full_timeout=settings.full_timeout,
-        threads=training.threads_for(model, machine.cores),
-        cores=machine.cores,
-        device="cuda" if machine.gpus else "cpu",
-        gpus=max(1, len(machine.gpus)),
-        gpu_memory=min(machine.gpus, default=0),
-        memory=estimate_rules.memory_for_training(machine),
-        disk=settings.trial_disk_bytes,
     )
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import msgspec
 
 from agent import hub
-from agent.errors import BudgetEnded, MachineError, TrialFailed, UsageError
-from agent.experiments.resolve import CUTOFF, EPOCHS
+from agent.errors import TrialFailed, UsageError
+from agent.experiments.resolve import CUTOFF
 from agent.hardware import Hardware
+from agent.plans import plan_on
 from agent.records import Checkpoint, Recipe, Usage
 from agent.run import Job, Outcome, Runner, Say
+from agent.run.attended import attend
 from agent.settings import Settings
 from agent.store import Workspace, require_disk
 from scenarios import Bench, Progress, Stop
@@ -57,25 +59,7 @@ class HandBench:
 
     def run(self, job: Job, progress: Progress | None = None, stop: Stop | None = None) -> Outcome:
         """Run a job; BudgetEnded where it was stopped from outside, MachineError where its engine went away."""
-        by_stop = False
-
-        def watch() -> str | None:
-            nonlocal by_stop
-            reason = self.stopped()
-            if reason is None and stop is not None:
-                reason = stop()
-                by_stop = reason is not None
-            return reason
-
-        outcome = self.runner.run(self.prepared(job), watch)
-        if outcome.kind == "stopped" and not by_stop:
-            raise BudgetEnded(outcome.reason)
-        if outcome.kind == "lost":
-            raise MachineError(
-                f"the {self.runner.name} runner lost the job {job.name}: {outcome.reason}",
-                f"bring it back and run the same command again; the job's log is {outcome.log}",
-            )
-        return outcome
+        return attend(self.runner, self.prepared(job), self.stopped, stop)
 
     def prepared(self, job: Job) -> Job:
         """The job with this bench's labels, and with its two outputs in two files where it is the training."""
@@ -177,27 +161,20 @@ def make_plan(
         benchmarks: What will be asked. mode: What becomes of rows that hold their questions.
         at_once: How many trainings share the machine.
     """
-    cores = max(1, machine.cores // at_once)
-    plan = TrainingPlan(
-        model=model,
-        data=contamination.prepare(
-            dataset, directory / "data", benchmarks, mode, directory / "contamination.jsonl", say
-        )
+    prepared = (
+        contamination.prepare(dataset, directory / "data", benchmarks, mode, directory / "contamination.jsonl", say)
         if benchmarks
-        else data.write(dataset, directory / "data"),
-        cutoff_len=min(CUTOFF, model.context or CUTOFF),
+        else data.write(dataset, directory / "data")
+    )
+    plan = plan_on(
+        machine,
+        settings,
+        model,
+        prepared,
+        cutoff_len=CUTOFF,
         template=template,
-        default_epochs=EPOCHS,
         max_epochs=math.inf,
-        debug_timeout=settings.debug_timeout,
-        full_timeout=settings.full_timeout,
-        threads=training.threads_for(model, cores),
-        cores=cores,
-        device="cuda" if machine.gpus else "cpu",
-        gpus=max(1, len(machine.gpus)),
-        gpu_memory=min(machine.gpus, default=0),
-        memory=estimate_rules.memory_for_training(machine),
-        disk=settings.trial_disk_bytes,
+        at_once=at_once,
     )
     footprint.require_possible(plan)
     return plan
