@@ -47,7 +47,7 @@ def rows(options: LoopOptions, settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _scripts(options, settings)
     yield "budget", _budget(options)
     yield "first", f"score the base on {'the search benchmarks' if pool else 'the search half of each benchmark'}"
-    yield "each trial", " -> ".join(STAGES)
+    yield "each trial", " -> ".join(f"({stage})" if stage == "data" else stage for stage in STAGES)
     yield "mini-run", f"at most {duration(settings.debug_timeout)} (FT_DEBUG_TIMEOUT)"
     yield "train", f"at most {duration(settings.full_timeout)} (FT_FULL_TIMEOUT)"
     yield "bench", f"at most {duration(settings.benchmark_timeout)} (FT_BENCHMARK_TIMEOUT)"
