@@ -77,6 +77,13 @@ def test_without_a_gpu_runtime_only_ft_gpus_asks_for_one() -> None:
     assert arguments(CPU, gpus="0")["device_requests"], "the engine says what is missing"
 
 
+def test_code_that_nobody_reviewed_gets_no_gpu() -> None:
+    script = msgspec.structs.replace(JOB, untrusted=True)
+    made = container_arguments(script, "i", user="1000:1000", owner="o", engine=GPU, limits=LIMITS, gpus="0")
+    assert made["device_requests"] == []
+    assert made["environment"]["NVIDIA_VISIBLE_DEVICES"] == "void"
+
+
 @pytest.mark.parametrize(
     ("gpus", "visible", "expected"),
     [

@@ -12,8 +12,8 @@ Stage = Literal["propose", "check", "data", "mini-run", "train", "bench", "accep
 STAGES: tuple[Stage, ...] = ("propose", "check", "data", "mini-run", "train", "bench", "accept")
 REFLECT = "reflect"
 """The stage after a trial's last one, in which its lesson is written; no part of what the trial has to show."""
-HOST_STAGES = ("propose", "check", "accept", REFLECT)
-"""Stages without a job: they use no GPU."""
+HOST_STAGES = ("propose", "check", "data", "accept", REFLECT)
+"""Stages that use no GPU: they have no job, or one that is given none."""
 FailureKind = Literal[
     "proposal", "check", "data", "mini-run", "train:oom", "train:timeout", "train:exit", "bench", "judge"
 ]

@@ -72,7 +72,7 @@ def container_arguments(
     from docker.types import LogConfig, Ulimit
     from docker.types import Mount as Bind
 
-    requests = gpu_requests(engine, gpus, visible)
+    requests = [] if job.untrusted else gpu_requests(engine, gpus, visible)  # drivers are no wall for a stranger
     variables = {"HOME": HOME, "LANG": "C.UTF-8", "TMPDIR": "/tmp"}  # noqa: S108 - the container's
     if not requests:
         variables["NVIDIA_VISIBLE_DEVICES"] = "void"  # an image may say "all", which some engines obey
