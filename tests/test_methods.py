@@ -20,6 +20,7 @@ from scenarios.finetune.keys import NO_STAGES, Bounds
 from scenarios.finetune.models import inspect
 from scenarios.finetune.training import TrainingPlan, config, mini_run, shape, train
 from tests.test_training import GPU, PLAN, Here, check_golden
+from tests.tiny import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = Bounds(context=1024, epochs=10, layers=4, rows=100, stages=("sft", "dpo"))
@@ -170,12 +171,7 @@ def real(environments: Environments, tmp_path_factory: pytest.TempPathFactory) -
     """A plan for pairs and one for labels, with a tiny model, and where the program is."""
     directory = tmp_path_factory.mktemp("real")
     python = environments.python("train")
-    subprocess.run(
-        [python, ROOT / "docker/train/make_demo_model.py", directory / "tiny"],
-        check=True,
-        capture_output=True,
-        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
-    )
+    make_tiny_model(python, directory / "tiny")
     plans = {}
     for name, made in (("pairs", pair), ("labels", labelled)):
         rows = [made(number) for number in range(1_000_001, 32_000_000, 999_999)]

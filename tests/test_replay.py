@@ -16,7 +16,7 @@ from agent.llm import ChatModel, Endpoint, EndpointError, Replay, Secret, Transc
 from agent.llm.transcript import read
 from agent.loop import run_call
 from agent.options import parse
-from agent.propose.brief import AllowedKey, StudyBrief
+from agent.propose.brief import AllowedKey
 from agent.propose.writer import Writer
 from agent.records import Proposal, Recipe
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
@@ -32,7 +32,7 @@ def check(recipe: Recipe) -> list[str]:
 def study(root: Path, model: ChatModel | Replay, trials: int, left: str = "8 min") -> str:
     """Trials of the toy, proposed by the writer over `model`; what was said."""
     out = StringIO()
-    brief = StudyBrief(**{name: getattr(BRIEF, name) for name in BRIEF.__struct_fields__} | {"budget": lambda: left})
+    brief = msgspec.structs.replace(BRIEF, budget=lambda: left)
     transcript = None if isinstance(model, Replay) else root / "transcript.jsonl"
     allowed = (AllowedKey(name="skill", type="float"),)
     with lab(root, proposer=Writer(model, brief, check, allowed, transcript=transcript), loop_n=trials, out=out) as toy:

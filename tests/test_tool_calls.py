@@ -16,10 +16,11 @@ from agent.errors import BudgetEnded
 from agent.llm import ChatModel, ContextOverflow, Endpoint, EndpointError, Replay, ToolCall
 from agent.llm.form import share_that_fits
 from agent.llm.transcript import read
-from agent.propose.brief import AllowedKey, BenchmarkBrief, StudyBrief
+from agent.propose.brief import AllowedKey
 from agent.propose.tools import ALL_ANSWERS, ANSWER, ROUNDS, LogStage, Toolbox
 from agent.propose.writer import ProposalFailed, Writer
 from agent.records import History, Mistake, Proposal, Recipe
+from tests import toy
 from tests.records_factory import make_proposal, make_score, make_trial
 from tests.servers.openai_server import ChatAnswer, ChatRequest, ChatServer
 
@@ -59,16 +60,7 @@ class Shelf:
         return f"{stage} of trial {trial}\n" + "noise\n" * 5_000 + "the end"
 
 
-BRIEF = StudyBrief(
-    dataset="toy",
-    rows=3,
-    columns=("question",),
-    model="coin",
-    benchmarks=(BenchmarkBrief(name="coins", description="Coins.", answer_format="heads"),),
-    hardware="2 cores",
-    defaults=lambda train: {},
-    library=Shelf(),
-)
+BRIEF = msgspec.structs.replace(toy.BRIEF, rows=3, columns=("question",), library=Shelf())
 ALLOWED = (AllowedKey(name="skill", type="float"),)
 
 

@@ -27,6 +27,7 @@ from scenarios.finetune.data import Prepared, recognise, write
 from scenarios.finetune.models import ModelInfo, inspect, weights_hash
 from scenarios.finetune.scenario import FineTune
 from scenarios.finetune.training import TrainingPlan, config, deepspeed, job, mini_run, shape, threads_for, train
+from tests.tiny import make_tiny_model
 from tests.unhurried import Unhurried
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -465,12 +466,7 @@ def real(environments: Environments, tmp_path_factory: pytest.TempPathFactory) -
     """A tiny model and a small data set for the real program, and where that program is."""
     directory = tmp_path_factory.mktemp("real")
     python = environments.python("train")
-    subprocess.run(
-        [python, ROOT / "docker/train/make_demo_model.py", directory / "tiny"],
-        check=True,
-        capture_output=True,
-        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
-    )
+    make_tiny_model(python, directory / "tiny")
     rows = [{"question": f"Reverse {n:08d}", "answer": f"{n:08d}"[::-1]} for n in range(0, 64_000_000, 1_000_000)]
     (directory / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prepared = write(recognise(directory / "in.jsonl"), directory / "data")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from agent.records.recipes import Usage, Value
+from agent.records.recipes import Value
 
 Stage = Literal["propose", "check", "data", "mini-run", "train", "bench", "accept"]
 STAGES: tuple[Stage, ...] = ("propose", "check", "data", "mini-run", "train", "bench", "accept")
@@ -49,7 +49,6 @@ class TrainingData(msgspec.Struct, frozen=True, kw_only=True):
     repairs: int = 0
     summary: str = ""
     reused: bool = False
-    usage: Usage = Usage()
 
 
 class MiniRun(msgspec.Struct, frozen=True, kw_only=True):
